@@ -1,0 +1,345 @@
+"""Where a party's settings come from: keyword arguments, the command line, the environment. No TensorFlow.
+
+A :class:`Settings` is read when a model or a communicator is made, never at import:
+
+    settings = Settings.load(seed=1)        # and --federal_role=leader on the command line
+    settings.federal_role, settings.local_addr
+    # ('leader', 'localhost:50051')
+
+The strongest source wins: keyword arguments, then ``--name=value`` or ``--name value`` on the command line, then the
+environment variable ``EFL_NAME`` (for ``task_index`` and ``worker_num`` also ``TF_CONFIG``), then the default. Flags
+that efl does not know are left to the user's own script, and ``sys.argv`` is never changed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import numbers
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from efl.errors import ConfigError
+
+ROLES = ("leader", "follower")
+DEFAULT_ADDRESS = "localhost:50051"
+
+_MESSAGE_SIZE_VARIABLES = (
+    "EFL_CLIENT_MAX_SEND_MESSAGE_SIZE",
+    "EFL_CLIENT_MAX_RECEIVE_MESSAGE_SIZE",
+    "EFL_SERVER_MAX_SEND_MESSAGE_SIZE",
+    "EFL_SERVER_MAX_RECEIVE_MESSAGE_SIZE",
+)
+# Fields whose environment variable is not simply EFL_ and the name in capitals.
+_VARIABLES = {
+    "my_certs": "EFL_MY_CERTS_FILENAME",
+    "my_key": "EFL_MY_KEY_FILENAME",
+    "peer_certs": "EFL_PEER_CERTS_FILENAME",
+    "peer_name": "EFL_SSL_TARGET_NAME_OVERRIDE",
+}
+_TLS_FIELDS = tuple(_VARIABLES)
+_WORKER_TYPES = ("chief", "master", "worker")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One party's settings, complete and checked.
+
+    Attributes:
+      federal_role: ``"leader"`` (listens) or ``"follower"`` (dials); ``""`` where none was given.
+      peer_addr: ``host:port`` that a follower dials. Default for a follower: ``localhost:50051``.
+      local_addr: ``host:port`` on which a leader listens. Default for a leader: ``localhost:50051``.
+      checkpoint_dir: Folder of the checkpoints, ``None`` for none. Each party and task has its own folder in it.
+      log_dir: Folder of the TensorBoard summaries; ``None``: beside the checkpoints, if there are any.
+      task_index: Which worker of its party this process is, from 0.
+      worker_num: How many workers the party has.
+      seed: Makes a whole run reproducible; ``None``: a run differs from the next.
+      connect_timeout: Seconds to wait for the peer to appear.
+      peer_timeout: Seconds without any sign of life after which a connected peer counts as lost.
+      default_timeout_milliseconds: How long a step waits for a message of a peer that is alive, in milliseconds.
+      scanning_interval_milliseconds: Time between two looks at the steps that wait, in milliseconds.
+      client_thread_num: Threads of the dialling side's transport; ``None``: the transport's own choice.
+      server_thread_num: Threads of the listening side's transport; ``None``: the transport's own choice.
+      save_checkpoint_steps: Train steps between two checkpoints; ``None``: not by steps.
+      save_checkpoint_secs: Seconds between two checkpoints; ``None``: not by time.
+      keep_checkpoints: How many checkpoints are kept.
+      max_message_bytes: Largest message that is sent or accepted, in bytes; ``None``: the transport's own bound.
+      insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
+      share_error_text: Tells the peer the text of an error of this party, which may quote data, and not only its
+        kind.
+      my_certs: File of this party's certificate chain (PEM).
+      my_key: File of this party's private key (PEM).
+      peer_certs: File of the certificates by which the peer is recognised (PEM).
+      peer_name: Name that the peer's certificate must carry.
+
+    Raises:
+      ConfigError: A value that efl cannot work with.
+    """
+
+    federal_role: str = ""
+    peer_addr: str = ""
+    local_addr: str = ""
+    checkpoint_dir: str | None = None
+    log_dir: str | None = None
+    task_index: int = 0
+    worker_num: int = 1
+    seed: int | None = None
+    connect_timeout: float = 600.0
+    peer_timeout: float = 600.0
+    default_timeout_milliseconds: int = 600_000
+    scanning_interval_milliseconds: int = 30_000
+    client_thread_num: int | None = None
+    server_thread_num: int | None = None
+    save_checkpoint_steps: int | None = None
+    save_checkpoint_secs: float | None = None
+    keep_checkpoints: int = 5
+    max_message_bytes: int | None = None
+    insecure: bool = False
+    share_error_text: bool = False
+    my_certs: str | None = None
+    my_key: str | None = None
+    peer_certs: str | None = None
+    peer_name: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value != field.default:
+                object.__setattr__(self, field.name, _PARSERS[field.name](value, field.name))
+        if self.federal_role == "leader" and not self.local_addr:
+            object.__setattr__(self, "local_addr", DEFAULT_ADDRESS)
+        if self.federal_role == "follower" and not self.peer_addr:
+            object.__setattr__(self, "peer_addr", DEFAULT_ADDRESS)
+        if self.task_index >= self.worker_num:
+            raise ConfigError(
+                f"task_index={self.task_index} with worker_num={self.worker_num}: expected an index from 0 to "
+                f"{self.worker_num - 1}"
+            )
+        self._check_security()
+
+    @classmethod
+    def load(
+        cls,
+        argv: Sequence[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        **overrides: Any,
+    ) -> Settings:
+        """Collects the settings from all sources.
+
+        Args:
+          argv: Command line without the program's name; ``None``: ``sys.argv[1:]``. It is not changed.
+          environ: Environment variables; ``None``: ``os.environ``.
+          **overrides: Fields of this class, stronger than any other source. ``None`` means not given.
+
+        Returns:
+          The settings, with the defaults for this machine filled in.
+
+        Raises:
+          ConfigError: A name that is no setting, or a value that efl cannot work with; the message says where it
+            was given.
+        """
+        unknown = sorted(set(overrides) - set(_PARSERS))
+        if unknown:
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; known are {', '.join(_PARSERS)}")
+        given: dict[str, Any] = {}
+        arguments = sys.argv[1:] if argv is None else argv
+        # From the weakest source to the strongest.
+        for name, value, source in (
+            *_from_environment(os.environ if environ is None else environ),
+            *_from_command_line(arguments),
+            *((name, value, name) for name, value in overrides.items() if value is not None),
+        ):
+            given[name] = _PARSERS[name](value, source)
+        return cls(**given)
+
+    def _check_security(self) -> None:
+        tls = [f"{name} ({_VARIABLES[name]})" for name in _TLS_FIELDS if getattr(self, name)]
+        if tls:
+            raise ConfigError(
+                f"certificates are configured ({', '.join(tls)}), but this version of efl cannot encrypt its "
+                "connection yet and will not run in clear text instead; remove them, and connect the machines "
+                "through an encrypted tunnel (ssh -L, WireGuard)"
+            )
+        if self.insecure:
+            return
+        for role, name, verb in (("leader", "local_addr", "listen on"), ("follower", "peer_addr", "dial")):
+            address = getattr(self, name)
+            if self.federal_role == role and not _is_loopback(_split_address(address)[0]):
+                raise ConfigError(
+                    f"{name}={address!r}: {role} would {verb} an address beyond this machine in clear text, readable "
+                    "and changeable by everybody on the way; use an encrypted tunnel to a localhost address, or say "
+                    "--insecure (EFL_INSECURE=1) if the network is trusted"
+                )
+
+
+def _role(value: Any, source: str) -> str:
+    if value not in ("", *ROLES):
+        raise ConfigError(f"{source}={value!r}: expected the role 'leader' or 'follower'")
+    return str(value)
+
+
+def _text(value: Any, source: str) -> str | None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"{source}={value!r}: expected text")
+    return os.fspath(value) or None
+
+
+def _split_address(address: str) -> tuple[str, str]:
+    """``host:port`` or ``[ipv6]:port`` as (host without brackets, port); ('', '') where it is neither."""
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return "", ""  # an IPv6 address without brackets: where it ends and the port begins is anybody's guess
+    return (host, port) if colon else ("", "")
+
+
+def _address(value: Any, source: str, lowest_port: int) -> str:
+    if value == "":
+        return ""
+    host, port = _split_address(value) if isinstance(value, str) else ("", "")
+    if not host or any(c in host for c in " /\\@,") or not (port.isascii() and port.isdigit()):
+        raise ConfigError(f"{source}={value!r}: expected host:port, such as localhost:50051 or [::1]:50051")
+    if not lowest_port <= int(port) <= 65535:
+        raise ConfigError(f"{source}={value!r}: expected a port from {lowest_port} to 65535")
+    return str(value)
+
+
+def _local_address(value: Any, source: str) -> str:
+    return _address(value, source, lowest_port=0)  # 0: any free port
+
+
+def _peer_address(value: Any, source: str) -> str:
+    return _address(value, source, lowest_port=1)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: what it resolves to is not ours to trust
+
+
+def _integer(low: int, what: str) -> Callable[[Any, str], int]:
+    def parse(value: Any, source: str) -> int:
+        try:
+            if isinstance(value, bool) or not isinstance(value, (str, numbers.Integral)):
+                raise ValueError
+            number = int(value)
+        except ValueError:
+            raise ConfigError(f"{source}={value!r}: expected {what}, a whole number") from None
+        if number < low:
+            raise ConfigError(f"{source}={value!r}: expected {what}, at least {low}")
+        return number
+
+    return parse
+
+
+def _seconds(value: Any, source: str) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
+            raise ValueError
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ConfigError(f"{source}={value!r}: expected a time in seconds, greater than 0")
+    return number
+
+
+def _flag(value: Any, source: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else None
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off", ""):
+        return False
+    raise ConfigError(f"{source}={value!r}: expected true or false")
+
+
+_PARSERS: dict[str, Callable[[Any, str], Any]] = {
+    "federal_role": _role,
+    "peer_addr": _peer_address,
+    "local_addr": _local_address,
+    "checkpoint_dir": _text,
+    "log_dir": _text,
+    "task_index": _integer(0, "the index of a worker"),
+    "worker_num": _integer(1, "a number of workers"),
+    "seed": _integer(0, "a seed"),
+    "connect_timeout": _seconds,
+    "peer_timeout": _seconds,
+    "default_timeout_milliseconds": _integer(1, "a time in milliseconds"),
+    "scanning_interval_milliseconds": _integer(1, "a time in milliseconds"),
+    "client_thread_num": _integer(1, "a number of threads"),
+    "server_thread_num": _integer(1, "a number of threads"),
+    "save_checkpoint_steps": _integer(1, "a number of steps"),
+    "save_checkpoint_secs": _seconds,
+    "keep_checkpoints": _integer(1, "a number of checkpoints"),
+    "max_message_bytes": _integer(1, "a size in bytes"),
+    "insecure": _flag,
+    "share_error_text": _flag,
+    "my_certs": _text,
+    "my_key": _text,
+    "peer_certs": _text,
+    "peer_name": _text,
+}
+
+
+def _from_command_line(argv: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Yields (field, value, where from) of the flags that efl knows, in order."""
+    rest = iter(argv)
+    for argument in rest:
+        if argument == "--":
+            return  # what follows is not flags
+        name, equals, value = argument[2:].partition("=")
+        if not argument.startswith("--") or name not in _PARSERS:
+            continue
+        if not equals and _PARSERS[name] is _flag:
+            value = "true"
+        elif not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"--{name}: expected a value, as --{name}=VALUE or --{name} VALUE")
+        yield name, value, f"--{name}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """Yields (field, value, where from) of the environment variables that efl knows, the weaker first."""
+    if environ.get("TF_CONFIG"):
+        yield from _from_tf_config(environ["TF_CONFIG"])
+    sizes = [(variable, environ[variable]) for variable in _MESSAGE_SIZE_VARIABLES if environ.get(variable)]
+    if sizes:
+        # gRPC bounds each direction of each side; efl has one bound, so the smallest is the one that all allow.
+        size = _PARSERS["max_message_bytes"]
+        smallest = min((size(value, variable), variable) for variable, value in sizes)
+        yield "max_message_bytes", *smallest
+    for name in _PARSERS:
+        variable = _VARIABLES.get(name, f"EFL_{name.upper()}")
+        if environ.get(variable):
+            yield name, environ[variable], variable
+
+
+def _from_tf_config(text: str) -> Iterator[tuple[str, Any, str]]:
+    """Reads ``{"cluster": {"chief": [...], "worker": [...]}, "task": {"type": ..., "index": ...}}``."""
+    expected = "expected JSON such as " + '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        config = json.loads(text)
+        cluster, task = config.get("cluster", {}), config.get("task", {})
+        kind, index = task.get("type", "worker"), int(task.get("index", 0))
+        # The chief is worker 0, the workers proper come after it.
+        chiefs = sum(len(cluster.get(name, ())) for name in ("chief", "master"))
+        workers = len(cluster.get("worker", ()))
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError(f"TF_CONFIG={text!r:.200}: {expected}") from None
+    if kind not in _WORKER_TYPES:
+        raise ConfigError(f"TF_CONFIG: task type {kind!r}; efl runs as one of {', '.join(_WORKER_TYPES)}")
+    if cluster:
+        yield "worker_num", chiefs + workers, "TF_CONFIG: number of workers"
+    yield "task_index", index + (chiefs if kind == "worker" else 0), "TF_CONFIG: task index"
