@@ -1,0 +1,385 @@
+"""A conversation with one peer: tensors by (name, step), control messages by topic, over one gRPC stream.
+
+    channel = Channel(Endpoint("leader", "localhost:50051", listen=True), hello)
+    channel.connect(timeout=60)
+    channel.send("train/fc1/grad", step, array)
+    fc1 = channel.recv("train/fc1", step, timeout=10)
+    channel.close()
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from efl.errors import ConfigError, DeadlineError, EflError, ProtocolError
+from efl.transport import handshake, rendezvous
+from efl.transport.conversation import ControlCallback, Conversation, TensorCallback, describe, logger
+from efl.transport.handshake import Hello
+from efl.transport.limits import Endpoint, Limits
+from efl.transport.link import Link
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters of one channel.
+
+    Attributes:
+      messages_sent: Tensors and control messages sent.
+      messages_received: The same, received.
+      bytes_sent: Bytes of all frames sent.
+      bytes_received: Bytes of all frames received.
+      frames_sent: Frames sent, of any kind.
+      frames_received: Frames received, of any kind.
+    """
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    frames_sent: int = 0
+    frames_received: int = 0
+
+
+class Channel:
+    """One party's end of a conversation with one peer. All methods may be called from any thread.
+
+    The peer learns everything in the hello, and every tensor and control message sent to it.
+    """
+
+    def __init__(self, endpoint: Endpoint, hello: Hello, limits: Limits = Limits()) -> None:
+        """Checks the hello; opens nothing.
+
+        Args:
+          endpoint: Where the parties meet.
+          hello: What this party is about to run.
+          limits: What this party is willing to hold.
+
+        Raises:
+          ConfigError: The hello is not one that a peer could accept.
+        """
+        if endpoint.role != hello.role:
+            raise ConfigError(f"the endpoint's role is {endpoint.role!r}, the hello's {hello.role!r}; expected the same")
+        handshake.to_bytes(hello, limits)
+        self._talk = Conversation(endpoint, hello, limits)
+        self._begun = False
+        self._receives = {t.name for t in hello.tensors if t.direction == "recv"}
+
+    # ---- before connect
+
+    def subscribe(self, name: str, callback: TensorCallback) -> None:
+        """Has the tensors of ``name`` handed to a callback in place of :meth:`recv`.
+
+        Args:
+          name: A tensor of the hello with direction "recv".
+          callback: Called as ``callback(step, array, digest)``, in order, from the thread that reads the stream: it must
+            not wait for the peer. ``array`` may be read-only. The peer may send the next message when it has returned.
+            If it raises, this party fails (see :meth:`abort`).
+
+        Raises:
+          ConfigError: After :meth:`connect`, for an unknown name, or twice for one.
+        """
+        self._before_connect("subscribe")
+        if name not in self._receives:
+            raise ConfigError(f"subscribe({name!r}): not in this party's hello, which receives {sorted(self._receives)}")
+        if name in self._talk.tensor_callbacks:
+            raise ConfigError(f"subscribe({name!r}): there is a callback for it already")
+        self._talk.tensor_callbacks[name] = callback
+
+    def on_control(self, topic: str, callback: ControlCallback) -> None:
+        """Has the control messages of ``topic`` handed to a callback in place of :meth:`recv_control`.
+
+        Args:
+          topic: The address.
+          callback: Called with the body, in order with the tensors' callbacks, from the thread that reads the stream.
+
+        Raises:
+          ConfigError: After :meth:`connect`, or twice for one topic.
+        """
+        self._before_connect("on_control")
+        if topic in self._talk.control_callbacks:
+            raise ConfigError(f"on_control({topic!r}): there is a callback for it already")
+        self._talk.control_callbacks[topic] = callback
+
+    def on_failure(self, callback: Callable[[EflError], None]) -> None:
+        """Has ``callback`` called once, from any thread, when the conversation fails after it began.
+
+        Not when this party itself calls :meth:`abort` or :meth:`close`. At once, when it has failed already.
+        """
+        with self._talk.lock:
+            error = self._talk.error
+            if error is None:
+                self._talk.on_failure.append(callback)
+        if error is not None:
+            callback(error)
+
+    def on_peer_closed(self, callback: Callable[[str], None]) -> None:
+        """Has ``callback(peer)`` called when the peer says goodbye, after everything it has sent."""
+        self._before_connect("on_peer_closed")
+        self._talk.on_peer_closed.append(callback)
+
+    def _before_connect(self, what: str) -> None:
+        if self._begun:
+            raise ConfigError(f"{what}(): call it before connect(); a message may have arrived already")
+
+    def connect(self, timeout: float) -> Hello:
+        """Finds the peer and shakes hands; which party starts first does not matter.
+
+        Args:
+          timeout: Seconds to wait for the peer.
+
+        Returns:
+          The peer's hello.
+
+        Raises:
+          PeerLost: No peer in time; the message says what to check.
+          ConfigError: The port is taken, or connect() was called before.
+          HandshakeError: The parties disagree; the message lists every disagreement.
+        """
+        if self._begun:
+            raise ConfigError("connect(): this channel was connected before; make a new one")
+        self._begun = True
+        threading.Thread(target=self._talk.keep_time, name="efl-time", daemon=True).start()
+        try:
+            return rendezvous.meet(self._talk, timeout)
+        except BaseException:
+            self._talk.over = True
+            self._talk.tear_down()
+            raise
+
+    # ---- state
+
+    @property
+    def error(self) -> EflError | None:
+        """Why the conversation failed, or None."""
+        return self._talk.error
+
+    @property
+    def peer(self) -> Hello | None:
+        """The peer's hello, or None before :meth:`connect`."""
+        return self._talk.link.peer if self._talk.met and self._talk.link is not None else None
+
+    @property
+    def stats(self) -> Stats:
+        """A copy of the counters."""
+        with self._talk.lock:
+            return Stats(**self._talk.counts)
+
+    def _link(self, what: str) -> Link:
+        if not self._talk.met or self._talk.link is None:
+            raise ConfigError(f"{what}: connect() first")
+        return self._talk.link
+
+    # ---- tensors
+
+    def send(self, name: str, step: int, array: np.ndarray, digest: bytes = b"") -> None:
+        """Sends a tensor. Returns when it is queued (the array may then be changed); waits only for flow control.
+
+        Args:
+          name: A tensor of the hello with direction "send".
+          step: Larger than any step of that name before.
+          array: Of the agreed dtype and shape.
+          digest: Empty, or 16 bytes that travel beside it.
+
+        Raises:
+          ConfigError: The tensor is not as agreed, or called from a callback while the peer's window is full.
+          LinkError: The conversation has ended; PeerLost, PeerClosed, PeerFailed, ProtocolError say how.
+        """
+        talk = self._talk
+        link = self._link(f"send({name!r}, step={step})")
+        out = link.prepare(name, int(step), np.asarray(array), digest)
+        while not out.done:
+            with talk.lock:
+                error = talk.end_error(f"send({name!r}, step={step})")
+                if error is not None:
+                    raise error
+                if link.ready(out):
+                    link.transmit(out)
+                    talk.flush()
+                    if out.done:
+                        talk.counts["messages_sent"] += 1
+                        talk.notify()
+                    continue
+                if talk.reading():
+                    raise ConfigError(
+                        f"send({name!r}, step={step}) from a callback of the channel: the peer's window is full, and "
+                        "waiting here would stop the thread that reads the peer's credit. Send from another thread"
+                    )
+                link.starve()
+                talk.flush()
+                talk.wait()
+
+    def recv(self, name: str, step: int, timeout: float | None = None) -> np.ndarray:
+        """Waits for the tensor ``(name, step)`` and takes it.
+
+        Args:
+          name: A tensor of the hello with direction "recv", not subscribed.
+          step: Which.
+          timeout: Seconds, None for ever (the conversation's end ends the wait).
+
+        Returns:
+          The array, possibly read-only.
+
+        Raises:
+          DeadlineError: It did not come in time although the peer is alive.
+          ProtocolError: The peer is at a later step already: it will never come.
+          PeerClosed: The peer said goodbye without sending it.
+          LinkError: The conversation has ended.
+          ConfigError: An unknown or subscribed name.
+        """
+        talk, key = self._talk, (name, int(step))
+        link = self._link(describe(key))
+        if name not in self._receives:
+            raise ConfigError(f"{describe(key)}: not in this party's hello, which receives {sorted(self._receives)}")
+        if name in talk.tensor_callbacks:
+            raise ConfigError(f"{describe(key)}: this tensor is subscribed; its callback takes it")
+        with talk.lock:
+            message = talk.tensors.take(key)
+            if message is not None:
+                link.consumed(message)
+                talk.flush()
+                return message.array
+            error = talk.end_error(describe(key))
+            if error is not None:
+                raise error
+            newest = link.newest_step(name)
+            if newest > step:
+                raise ProtocolError(
+                    f"{describe(key)}: {link.peer_label} has sent step {newest} already, so step {step} was taken or "
+                    "will never come. Do both parties count the same steps?"
+                )
+            slot = talk.tensors.wait_for(key)
+        item = slot.wait(timeout)
+        if item is None:
+            with talk.lock:
+                if talk.tensors.leave(slot):
+                    raise self._late(key, timeout)
+            item = slot.wait(None)
+        if isinstance(item, EflError):
+            raise item
+        assert item is not None
+        return item.array
+
+    def _late(self, key: tuple[str, int] | str, timeout: float | None) -> DeadlineError:
+        link = self._link(describe(key))
+        return DeadlineError(
+            f"{describe(key)}: {link.peer_label} did not send it within {timeout:g} s, but is alive: "
+            f"{link.last_heard(time.monotonic())}. Is it slower than the timeout, or does it not run this step?"
+        )
+
+    # ---- control messages
+
+    def send_control(self, topic: str, body: Mapping[str, Any]) -> None:
+        """Sends a small JSON object; never waits. Ordered with the tensors.
+
+        Args:
+          topic: Its address, any text of up to ``max_name_bytes``.
+          body: A JSON object of up to ``max_control_bytes``.
+
+        Raises:
+          ConfigError: It is not JSON, or too large.
+          LinkError: The conversation has ended.
+        """
+        what = f"send_control({topic!r})"
+        link = self._link(what)
+        with self._talk.lock:
+            error = self._talk.end_error(what)
+            if error is not None:
+                raise error
+            link.send_control(topic, body)
+            self._talk.counts["messages_sent"] += 1
+            self._talk.flush()
+
+    def recv_control(self, topic: str, timeout: float | None = None) -> dict[str, Any]:
+        """Waits for the next control message of ``topic``.
+
+        Args:
+          topic: The address, without a callback.
+          timeout: Seconds, None for ever (the conversation's end ends the wait).
+
+        Returns:
+          The body.
+
+        Raises:
+          DeadlineError: None came in time although the peer is alive.
+          LinkError: The conversation has ended.
+          ConfigError: The topic has a callback.
+        """
+        talk = self._talk
+        self._link(describe(topic))
+        if topic in talk.control_callbacks:
+            raise ConfigError(f"{describe(topic)}: this topic has a callback, which takes its messages")
+        with talk.lock:
+            body = talk.controls.take(topic)
+            if body is not None:
+                return body
+            error = talk.end_error(describe(topic))
+            if error is not None:
+                raise error
+            slot = talk.controls.wait_for(topic)
+        item = slot.wait(timeout)
+        if item is None:
+            with talk.lock:
+                if talk.controls.leave(slot):
+                    raise self._late(topic, timeout)
+            item = slot.wait(None)
+        if isinstance(item, EflError):
+            raise item
+        assert item is not None
+        return item
+
+    # ---- ends
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Sends what is queued, says goodbye, waits for the peer's goodbye, frees the port. May be called again.
+
+        Args:
+          timeout: Seconds to wait for the peer, at most; after that it is left with a warning.
+        """
+        talk = self._talk
+        end = time.monotonic() + timeout
+        with talk.lock:
+            if talk.over:
+                return
+            talk.closing = True
+            link = talk.link
+            if link is not None and talk.met and talk.error is None:
+                link.goodbye()
+                talk.flush()
+                while not (link.flushed and link.peer_goodbye) and not talk.gone and talk.error is None:
+                    left = end - time.monotonic()
+                    if left <= 0 or talk.reading():
+                        break
+                    talk.wait(left)
+                if talk.error is None and not (link.flushed and link.peer_goodbye):
+                    logger.warning("%s: closed without a goodbye of %s: %s", talk.hello.role, link.peer_label,
+                                   link.last_heard(time.monotonic()))  # fmt: skip
+            talk.over = True
+            talk.wake_takers()
+        talk.outcomes.put((None, None))
+        talk.tear_down()
+
+    def abort(self, error: BaseException) -> None:
+        """This party's program failed: tells the peer and closes at once.
+
+        The peer raises PeerFailed with the type of ``error``, and its text only when it is one of efl's own errors
+        (the texts of others may quote data).
+
+        Args:
+          error: What happened.
+        """
+        self._talk.abort(error)
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort(error)

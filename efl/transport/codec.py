@@ -1,0 +1,172 @@
+"""numpy array <-> payload bytes. Fixed-size dtypes travel as raw little-endian bytes, C order.
+
+Strings (object arrays of ``bytes``, TensorFlow's ``tf.string``) travel as one little-endian uint32 length per element
+followed by the elements' bytes. There is no pickle: nothing that arrives is ever executed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from efl.errors import ConfigError, ProtocolError
+
+STRING = 32  # wire code
+_CODES: dict[str, int] = {
+    "bool": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "uint32": 6, "int32": 7, "uint64": 8, "int64": 9,
+    "float16": 10, "float32": 11, "float64": 12, "bfloat16": 13, "complex64": 14, "complex128": 15, "string": STRING,
+}  # fmt: skip
+_NAMES = {code: name for name, code in _CODES.items()}
+
+
+def _numpy_dtypes() -> dict[int, np.dtype[Any]]:
+    known: dict[int, np.dtype[Any]] = {}
+    for name, code in _CODES.items():
+        if name == "bfloat16":
+            try:
+                import ml_dtypes  # comes with TensorFlow and JAX; without it there is no bfloat16
+            except ImportError:
+                continue
+            known[code] = np.dtype(ml_dtypes.bfloat16)
+        elif name != "string":
+            known[code] = np.dtype(name)
+    return known
+
+
+_DTYPES = _numpy_dtypes()
+_BY_DTYPE = {dtype: code for code, dtype in _DTYPES.items()}
+_SWAP = sys.byteorder == "big"
+_BOOL = _CODES["bool"]
+_ALIGN = 64
+
+
+class Encoded(NamedTuple):
+    """An array ready to travel: wire code, shape, payload (a view of the array where possible)."""
+
+    code: int
+    shape: tuple[int, ...]
+    payload: memoryview
+
+
+def dtype_names() -> list[str]:
+    """The names of the dtypes that can travel, as :class:`TensorSpec` spells them."""
+    return [name for name, code in _CODES.items() if code == STRING or code in _DTYPES]
+
+
+def code_of(name: str) -> int | None:
+    """The wire code of dtype ``name``, or None where it cannot travel."""
+    code = _CODES.get(name)
+    return code if code == STRING or code in _DTYPES else None
+
+
+def name_of(code: int) -> str:
+    """The dtype name of a wire code; for an unknown code, a text that says so."""
+    return _NAMES.get(code, f"unknown dtype code {code}")
+
+
+def encode(array: np.ndarray) -> Encoded:
+    """Views an array as bytes (copies only where its memory is not contiguous or not little-endian).
+
+    Args:
+      array: Any dtype of :func:`dtype_names`, any shape. Strings as an object array of ``bytes``.
+
+    Returns:
+      Code, shape and payload. The payload is only valid as long as the array is not changed.
+
+    Raises:
+      ConfigError: The dtype cannot travel, or an object array holds something other than ``bytes``.
+    """
+    code = _BY_DTYPE.get(array.dtype)
+    if code is None:
+        if array.dtype.kind in "OS":
+            return Encoded(STRING, array.shape, _encode_strings(array))
+        native = array.dtype.newbyteorder("=")
+        code = _BY_DTYPE.get(native)
+        if code is None:
+            raise ConfigError(f"an array of dtype {array.dtype} cannot be sent; expected one of {dtype_names()}")
+        array = array.astype(native)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if _SWAP:
+        flat = flat.byteswap()
+    return Encoded(code, array.shape, flat.view(np.uint8).data)
+
+
+def _encode_strings(array: np.ndarray) -> memoryview:
+    elements = array.reshape(-1).tolist()
+    for position, element in enumerate(elements):
+        if not isinstance(element, bytes):
+            raise ConfigError(
+                f"element {position} of an object array is {type(element).__name__}; only bytes can be sent "
+                "(encode text as UTF-8 first)"
+            )
+    lengths = np.fromiter(map(len, elements), np.int64, len(elements))
+    if lengths.size and int(lengths.max()) > 0xFFFFFFFF:
+        raise ConfigError("a string of more than 4 GiB cannot be sent")
+    return memoryview(b"".join((lengths.astype("<u4").tobytes(), *elements)))
+
+
+def payload_bytes(code: int, shape: tuple[int, ...]) -> tuple[int, int | None]:
+    """How many bytes a payload of this dtype and shape may take.
+
+    Args:
+      code: A known wire code.
+      shape: Dimensions of 0 or more.
+
+    Returns:
+      (least, most); ``most`` is None for strings. Computed in Python integers: nothing overflows.
+    """
+    count = math.prod(shape)
+    if code == STRING:
+        return 4 * count, None if count else 0
+    size = count * _DTYPES[code].itemsize
+    return size, size
+
+
+def allocate(size: int) -> np.ndarray:
+    """A fresh byte buffer of ``size`` bytes on a 64-byte boundary."""
+    raw = np.empty(size + _ALIGN, np.uint8)
+    start = -raw.ctypes.data % _ALIGN
+    return raw[start : start + size]
+
+
+def decode(code: int, shape: tuple[int, ...], payload: memoryview | np.ndarray) -> np.ndarray:
+    """Makes the array whose bytes are ``payload``, without a copy where the dtype allows it.
+
+    Args:
+      code: A known wire code.
+      shape: The array's shape; its size must have been checked with :func:`payload_bytes`.
+      payload: The bytes.
+
+    Returns:
+      The array, possibly read-only, sharing memory with ``payload``.
+
+    Raises:
+      ProtocolError: String lengths do not add up, or a bool is neither 0 nor 1.
+    """
+    if code == STRING:
+        return _decode_strings(shape, payload)
+    raw = np.frombuffer(payload, np.uint8)
+    if code == _BOOL and raw.size and int(raw.max()) > 1:
+        raise ProtocolError("a bool tensor holds a byte that is neither 0 nor 1")
+    array = raw.view(_DTYPES[code])
+    return (array.byteswap() if _SWAP else array).reshape(shape)
+
+
+def _decode_strings(shape: tuple[int, ...], payload: memoryview | np.ndarray) -> np.ndarray:
+    count = math.prod(shape)
+    data = memoryview(payload)
+    lengths = np.frombuffer(data[: 4 * count], "<u4").astype(np.int64)
+    ends = np.cumsum(lengths) + 4 * count
+    if (int(ends[-1]) if count else 0) != len(data):
+        raise ProtocolError(
+            f"the lengths of {count} strings add up to {int(lengths.sum())} bytes, {len(data) - 4 * count} came"
+        )
+    out = np.empty(count, object)
+    start = 4 * count
+    for position, end in enumerate(ends.tolist()):
+        out[position] = bytes(data[start:end])
+        start = end
+    return out.reshape(shape)

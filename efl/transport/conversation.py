@@ -1,0 +1,348 @@
+"""The engine of a channel: the link, its lock, its mailboxes and callbacks, the thread that keeps time.
+
+:class:`~efl.transport.channel.Channel` is its public face, :mod:`efl.transport.rendezvous` finds the peer.
+One lock guards the link and the mailboxes. Callbacks run outside the lock, in order, in the thread that reads the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from efl.errors import EflError, HandshakeError, LinkError, PeerClosed, PeerFailed, PeerLost, ProtocolError
+from efl.transport import frame as wire
+from efl.transport import handshake, link, stream
+from efl.transport.handshake import Hello
+from efl.transport.inbound import Message
+from efl.transport.limits import Endpoint, Limits
+from efl.transport.link import Link, State
+from efl.transport.mailbox import Mailbox
+
+logger = logging.getLogger("efl")
+
+TensorCallback = Callable[[int, np.ndarray, bytes], None]
+ControlCallback = Callable[[dict[str, Any]], None]
+_HANDSHAKE_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 1.0
+
+
+def again(error: EflError) -> EflError:
+    """A fresh copy to raise: one exception object raised in several threads would mix their tracebacks."""
+    return type(error)(str(error))
+
+
+class Conversation(stream.Handler):
+    """State that the threads of one channel share. ``lock`` guards all of it.
+
+    Attributes:
+      outcomes: What became of attempts to meet the peer: (connection, error or None); read by the rendezvous.
+      error: Why the conversation failed.
+      over: Set when this side has closed or aborted.
+    """
+
+    def __init__(self, endpoint: Endpoint, hello: Hello, limits: Limits) -> None:
+        self.endpoint, self.hello, self.limits = endpoint, hello, limits
+        self.partner = handshake.PARTNERS[hello.role]
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.waiting = 0  # threads that wait on ``changed``
+        self.link: Link | None = None
+        self.connection: stream.Connection | None = None
+        self.listener: stream.Listener | None = None
+        self.tensors: Mailbox[Message] = Mailbox()
+        self.controls: Mailbox[dict[str, Any]] = Mailbox()
+        self.tensor_callbacks: dict[str, TensorCallback] = {}
+        self.control_callbacks: dict[str, ControlCallback] = {}
+        self.on_failure: list[Callable[[EflError], None]] = []
+        self.on_peer_closed: list[Callable[[str], None]] = []
+        self.outcomes: queue.SimpleQueue[tuple[stream.Connection | None, EflError | None]] = queue.SimpleQueue()
+        self.error: EflError | None = None
+        self.met = self.closing = self.over = self.gone = False
+        self.stopped = threading.Event()
+        self.counts = dict.fromkeys(
+            ("messages_sent", "messages_received", "bytes_sent", "bytes_received", "frames_sent", "frames_received"), 0
+        )
+        self._adopted = 0.0
+        self._in_callback = False
+
+    # ---- called with the lock held
+
+    def flush(self) -> None:
+        """Hands the link's frames to the stream."""
+        assert self.link is not None
+        frames = self.link.take(time.monotonic())
+        if frames and self.connection is not None:
+            self.counts["frames_sent"] += len(frames)
+            self.counts["bytes_sent"] += sum(map(len, frames))
+            self.connection.outbox.put(frames)
+
+    def notify(self) -> None:
+        """Wakes whoever waits for credit or for the end."""
+        if self.waiting:
+            self.changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits for :meth:`notify`."""
+        self.waiting += 1
+        try:
+            self.changed.wait(timeout)
+        finally:
+            self.waiting -= 1
+
+    def adopt(self, connection: stream.Connection, label: str) -> None:
+        """Begins a conversation on ``connection``."""
+        now = time.monotonic()
+        self.link = Link(self.hello, self.limits, now, label)
+        self.connection, self._adopted = connection, now
+        self.flush()
+
+    def end_error(self, what: str) -> EflError | None:
+        """Why ``what`` cannot happen any more, or None while it can."""
+        if self.error is not None:
+            return again(self.error)
+        if self.over or self.closing:
+            return LinkError(f"{what}: the {self.hello.role} has closed this channel itself")
+        if self.link is not None and self.link.peer_goodbye:
+            return PeerClosed(
+                f"{what}: {self.link.peer_label} has ended the conversation. Do both parties run the same steps?"
+            )
+        return None
+
+    def wake_takers(self) -> None:
+        def error(key: Hashable) -> EflError:
+            found = self.end_error(describe(key))
+            assert found is not None
+            return found
+
+        self.tensors.fail(error)
+        self.controls.fail(error)
+        self.notify()
+
+    # ---- what arrives (reading threads)
+
+    def on_message(self, connection: stream.Connection, message: bytes) -> None:
+        """See :class:`stream.Handler`."""
+        if connection is not self.connection and not self._admit(connection, message):
+            return
+        deferred: list[link.Event] = []
+        failure: EflError | None = None
+        try:
+            frames = wire.decode(message)
+        except ProtocolError as error:
+            frames, failure = [], error
+        with self.lock:
+            if connection is not self.connection or self.over or self.link is None:
+                return
+            self.counts["frames_received"] += len(frames)
+            self.counts["bytes_received"] += len(message)
+            try:
+                if failure is not None:
+                    raise self.link.reject(ProtocolError(str(failure)))
+                for event in self.link.receive(frames, time.monotonic()):
+                    if not self._deliver(event):
+                        deferred.append(event)
+            except ProtocolError as error:
+                failure = error
+            self.flush()
+            self.notify()
+        for event in deferred:
+            self._dispatch(connection, event)
+        if failure is not None:
+            self.fail(connection, failure)
+
+    def _admit(self, connection: stream.Connection, message: bytes) -> bool:
+        """A first message on a connection that is not ours (yet)."""
+        try:
+            hello = link.read_first(message, self.limits)
+            with self.lock:
+                if self.link is None and not self.over and not self.closing and self.error is None:
+                    self.adopt(connection, f"the {hello.role} ({connection.peer})")
+                    return True
+            reasons, busy = [f"the {self.hello.role} is busy with another conversation"], True
+        except ProtocolError as error:
+            logger.warning("%s: refused a connection from %s: %s", self.hello.role, connection.peer, error)
+            reasons, busy = [str(error)], False
+        connection.outbox.cut([link.refusal(reasons, busy)])
+        return False
+
+    def _deliver(self, event: link.Event) -> bool:
+        """Puts what is addressed to a mailbox there, in the same breath as the link took it (lock held)."""
+        assert self.link is not None
+        if isinstance(event, Message):
+            self.counts["messages_received"] += 1
+            if event.name in self.tensor_callbacks:
+                return False
+            if self.tensors.deliver((event.name, event.step), event):
+                self.link.consumed(event)
+            return True
+        if isinstance(event, link.Control):
+            self.counts["messages_received"] += 1
+            if event.topic in self.control_callbacks:
+                return False
+            self.controls.deliver(event.topic, event.body)
+            if self.controls.unread > self.limits.max_unread_controls:
+                raise self.link.reject(
+                    ProtocolError(f"more than max_unread_controls={self.limits.max_unread_controls} control messages wait")
+                )
+            return True
+        if isinstance(event, link.Goodbye):
+            self.wake_takers()
+        return False
+
+    def _dispatch(self, connection: stream.Connection, event: link.Event) -> None:
+        """What is done outside the lock."""
+        assert self.link is not None
+        if isinstance(event, Message):
+            self._call(self.tensor_callbacks[event.name], event.step, event.array, event.digest)
+            with self.lock:
+                self.link.consumed(event)
+                self.flush()
+        elif isinstance(event, link.Control):
+            self._call(self.control_callbacks[event.topic], event.body)
+        elif isinstance(event, link.Goodbye):
+            for told in self.on_peer_closed:
+                self._call(told, self.link.peer_label)
+        elif isinstance(event, link.Accepted):
+            with self.lock:
+                self.met = True
+            self.outcomes.put((connection, None))
+        elif isinstance(event, link.Refused):
+            if event.busy or not event.reasons:
+                connection.outbox.end()
+                self.outcomes.put((connection, PeerLost("; ".join(event.reasons) or "refused")))
+                return
+            self.fail(connection, self._disagreement(event.reasons))
+        elif isinstance(event, link.Aborted):
+            text = f": {event.text}" if event.text else " (its own log says why)"
+            self.fail(connection, PeerFailed(f"{self.link.peer_label} failed with {event.error_type}{text}"))
+
+    def _disagreement(self, reasons: tuple[str, ...]) -> HandshakeError:
+        assert self.link is not None
+        lines = "".join(f"\n  - {reason}" for reason in reasons)
+        return HandshakeError(
+            f"the {self.hello.role} and {self.link.peer_label} do not agree on what to run:{lines}\n"
+            "Make both programs say the same and start them again."
+        )
+
+    def _call(self, callback: Callable[..., None], *args: Any) -> None:
+        self._in_callback = True
+        try:
+            callback(*args)
+        except BaseException as error:
+            logger.exception("%s: a callback of the channel failed", self.hello.role)
+            named = error if isinstance(error, EflError) else LinkError(f"a callback of the channel failed: {error!r}")
+            self.abort(error, named)
+        finally:
+            self._in_callback = False
+
+    def on_end(self, connection: stream.Connection, why: str) -> None:
+        """See :class:`stream.Handler`."""
+        with self.lock:
+            if connection is not self.connection or self.link is None:
+                return
+            self.gone = True
+            self.notify()
+            if self.over or self.error is not None:
+                return
+            if self.link.peer_goodbye or self.closing:
+                return
+            label, heard = self.link.peer_label, self.link.last_heard(time.monotonic())
+        lost = PeerLost(
+            f"the {self.hello.role} lost {label}: {why or 'it ended the stream without a goodbye'}; {heard}. "
+            "Its process has ended or the line is down: see its log"
+        )
+        self.fail(connection, lost)
+
+    # ---- ends
+
+    def fail(self, connection: stream.Connection, error: EflError) -> None:
+        """The conversation on ``connection`` cannot go on. Before both sides agreed this is the rendezvous' matter."""
+        with self.lock:
+            if connection is not self.connection or self.error is not None or self.over:
+                return
+            if self.met:
+                self.error = error
+                self.wake_takers()
+            connection.outbox.end()
+        if not self.met:
+            self.outcomes.put((connection, error))
+            return
+        logger.error("%s: %s", self.hello.role, error)
+        for told in self.on_failure:
+            try:
+                told(error)
+            except Exception:
+                logger.exception("%s: a failure callback failed", self.hello.role)
+
+    def abort(self, cause: BaseException, error: EflError | None = None) -> None:
+        """This party cannot go on: tells the peer, closes. With ``error``, that is what later calls raise."""
+        with self.lock:
+            if self.over:
+                return
+            if self.link is not None and self.connection is not None:
+                self.link.abort(cause)
+                self.connection.outbox.cut(self.link.take(time.monotonic()))
+            first = error is not None and self.error is None
+            if first:
+                self.error = error
+            self.over = True
+            self.wake_takers()
+        if first and self.met and error is not None:
+            for told in self.on_failure:
+                told(error)
+        if self.reading():
+            threading.Thread(target=self.tear_down, name="efl-close", daemon=True).start()
+        else:
+            self.tear_down()
+
+    def reading(self) -> bool:
+        """Whether this is the thread that reads the stream (it must never wait for the peer)."""
+        return self.connection is not None and self.connection.reader is threading.current_thread()
+
+    def tear_down(self) -> None:
+        """Ends stream, port and timer; gives the last words a moment to leave. The port is free afterwards."""
+        self.stopped.set()
+        connection, listener = self.connection, self.listener
+        if connection is not None:
+            connection.outbox.end()
+            if not self.reading():
+                connection.wait(_LAST_WORDS_SECONDS)
+            connection.close()
+        if listener is not None:
+            listener.close(_LAST_WORDS_SECONDS if connection is None else 0.2)
+
+    def keep_time(self) -> None:
+        """Heartbeats and the peer's silence; runs in a thread of its own until the channel ends."""
+        while not self.stopped.wait(max(0.02, self.limits.heartbeat_seconds / 2)):
+            now = time.monotonic()
+            stalled = None
+            lost: PeerLost | None = None
+            with self.lock:
+                connection = self.connection
+                if self.link is None or connection is None or self.over or self.error is not None:
+                    continue
+                if not self.met and self.link.state is not State.OPEN and now - self._adopted > _HANDSHAKE_SECONDS:
+                    stalled = connection
+                if self._in_callback:
+                    self.link.alive(now)
+                try:
+                    self.link.tick(now)
+                except PeerLost as error:
+                    lost = error
+                self.flush()
+            if stalled is not None:
+                stalled.close()
+            if lost is not None:
+                self.fail(connection, lost)
+                connection.close()
+
+
+def describe(key: Hashable) -> str:
+    """What a thread waits for, in words."""
+    return f"recv({key[0]!r}, step={key[1]})" if isinstance(key, tuple) else f"recv_control({key!r})"

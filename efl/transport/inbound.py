@@ -1,0 +1,152 @@
+"""The receiving half of the tensor exchange: checks every data frame, puts the pieces of large tensors together.
+
+Pure: no sockets, threads or clocks. Memory is taken only after a frame has passed every check, once per tensor, and
+what is not yet consumed is bounded by the window, whatever the peer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from efl.errors import ProtocolError
+from efl.transport import codec
+from efl.transport.frame import Frame
+from efl.transport.handshake import TensorSpec, shape_fits
+from efl.transport.limits import Limits
+
+_MAX_STEP = 1 << 62
+
+
+class Message(NamedTuple):
+    """A whole tensor that arrived. ``nbytes`` is what it counts against the window until it is consumed."""
+
+    name: str
+    step: int
+    array: np.ndarray
+    digest: bytes
+    nbytes: int
+
+
+class _Partial(NamedTuple):
+    first: Frame
+    buffer: np.ndarray
+    filled: int
+
+
+class Inbound:
+    """Turns the peer's data frames into messages.
+
+    Attributes:
+      messages: Tensors begun so far.
+      bytes: Their bytes.
+      consumed: Tensors that this party has taken so far.
+      consumed_bytes: Their bytes.
+      window: How many messages may be begun and not consumed.
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec], limits: Limits) -> None:
+        """Args:
+        specs: The tensors that the peer sends, in the order of its hello, with the shapes both agreed on.
+        limits: This party's bounds.
+        """
+        self._specs = specs
+        self._codes = [codec.code_of(spec.dtype) for spec in specs]
+        self._limits = limits
+        self._last_step = [-1] * len(specs)
+        self._partial: dict[int, _Partial] = {}
+        self.window = limits.window_steps * len(specs)
+        self.messages = self.bytes = self.consumed = self.consumed_bytes = 0
+
+    def step_of(self, name: str) -> int:
+        """The newest step of tensor ``name`` that has begun to arrive, -1 before the first."""
+        return max((self._last_step[i] for i, spec in enumerate(self._specs) if spec.name == name), default=-1)
+
+    def accept(self, frame: Frame) -> Message | None:
+        """Takes one data frame.
+
+        Args:
+          frame: A frame of kind DATA, in sequence.
+
+        Returns:
+          The tensor when this frame completes it, else None.
+
+        Raises:
+          ProtocolError: The frame is not what was agreed, or more than the window allows.
+        """
+        if frame.index >= len(self._specs):
+            raise ProtocolError(
+                f"a frame names tensor number {frame.index}, only {len(self._specs)} were agreed in the handshake"
+            )
+        partial = self._partial.get(frame.index)
+        if partial is not None:
+            return self._continue(frame, partial)
+        self._check_first(frame)
+        self._last_step[frame.index] = frame.step
+        self.messages += 1
+        self.bytes += frame.total
+        if len(frame.payload) == frame.total:
+            return self._finish(frame, frame.payload)
+        buffer = codec.allocate(frame.total)
+        self._partial[frame.index] = _Partial(frame._replace(payload=memoryview(b"")), buffer, 0)
+        return self._continue(frame, self._partial[frame.index])
+
+    def _fail(self, frame: Frame, what: str) -> ProtocolError:
+        return ProtocolError(f"tensor {self._specs[frame.index].name!r}, step {frame.step}: {what}")
+
+    def _check_first(self, frame: Frame) -> None:
+        spec, limits = self._specs[frame.index], self._limits
+        last = self._last_step[frame.index]
+        if not last < frame.step < _MAX_STEP:
+            raise self._fail(frame, f"steps must grow; step {last} has arrived before")
+        if frame.dtype != self._codes[frame.index]:
+            raise self._fail(frame, f"expected dtype {spec.dtype}, got {codec.name_of(frame.dtype)}")
+        if any(d < 0 for d in frame.shape) or not shape_fits(frame.shape, spec.shape):
+            raise self._fail(frame, f"expected shape {spec.shape}, got {frame.shape}")
+        least, most = codec.payload_bytes(frame.dtype, frame.shape)
+        if frame.total < least or (most is not None and frame.total > most):
+            raise self._fail(frame, f"shape {frame.shape} of {spec.dtype} does not take {frame.total} bytes")
+        if frame.total > limits.max_message_bytes:
+            raise self._fail(frame, f"{frame.total} bytes; at most max_message_bytes={limits.max_message_bytes}")
+        self._check_piece(frame, 0)
+        waiting, waiting_bytes = self.messages - self.consumed, self.bytes - self.consumed_bytes
+        too_much = waiting_bytes + frame.total > limits.max_outstanding_bytes
+        if waiting >= self.window or (waiting and too_much):
+            raise self._fail(
+                frame, f"the peer runs ahead of the window: {waiting} messages of {waiting_bytes} bytes are not consumed"
+            )
+
+    def _check_piece(self, frame: Frame, expected: int) -> None:
+        size = len(frame.payload)
+        whole = expected == 0 and frame.total == 0
+        if frame.offset != expected or expected + size > frame.total or not (size or whole):
+            raise self._fail(
+                frame, f"a piece of {size} bytes at {frame.offset} does not continue {expected} of {frame.total} bytes"
+            )
+
+    def _continue(self, frame: Frame, partial: _Partial) -> Message | None:
+        first, buffer, filled = partial
+        if (frame.step, frame.dtype, frame.shape, frame.total) != (first.step, first.dtype, first.shape, first.total):
+            raise self._fail(frame, f"a piece of another message in the middle of step {first.step}")
+        self._check_piece(frame, filled)
+        end = filled + len(frame.payload)
+        buffer[filled:end] = np.frombuffer(frame.payload, np.uint8)
+        if end < frame.total:
+            self._partial[frame.index] = _Partial(first, buffer, end)
+            return None
+        del self._partial[frame.index]
+        return self._finish(first, buffer)
+
+    def _finish(self, frame: Frame, payload: memoryview | np.ndarray) -> Message:
+        try:
+            array = codec.decode(frame.dtype, frame.shape, payload)
+        except ProtocolError as error:
+            raise self._fail(frame, str(error)) from None
+        return Message(self._specs[frame.index].name, frame.step, array, frame.digest, frame.total)
+
+    def consume(self, nbytes: int) -> None:
+        """Counts one message as taken by this party."""
+        self.consumed += 1
+        self.consumed_bytes += nbytes

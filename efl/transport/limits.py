@@ -1,0 +1,95 @@
+"""What one channel is willing to hold, and where it meets its peer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from efl.errors import ConfigError
+
+MIB = 1 << 20
+#: No gRPC message of ours is larger: a frame's payload (16 MiB at most), its header, and room to spare.
+MAX_WIRE_BYTES = 20 * MIB
+#: Largest payload of one frame, whatever ``chunk_bytes`` says.
+MAX_PAYLOAD_BYTES = 16 * MIB
+#: Frames that are not acknowledged yet are kept for a replay; a sender pauses when they exceed this.
+MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a channel. Each side states its own; a sender keeps to the smaller of both.
+
+    Attributes:
+      max_message_bytes: Largest tensor, in bytes.
+      max_name_bytes: Longest tensor name or control topic, in bytes of UTF-8.
+      max_tensors: Most tensors that one hello may list.
+      window_steps: How many messages per tensor a sender may be ahead of the receiver (together for all tensors).
+      max_outstanding_bytes: Bytes sent that the receiver has not yet consumed. One message always passes.
+      max_unread_controls: Control messages that wait to be read, all topics together.
+      max_control_bytes: Largest control message, in bytes of JSON.
+      chunk_bytes: Tensors larger than this travel in pieces of this size.
+      heartbeat_seconds: A side that has sent nothing for so long sends a ping.
+      dead_seconds: A peer that has sent nothing for so long is given up.
+    """
+
+    max_message_bytes: int = 2 << 30
+    max_name_bytes: int = 256
+    max_tensors: int = 4096
+    window_steps: int = 8
+    max_outstanding_bytes: int = 256 * MIB
+    max_unread_controls: int = 1024
+    max_control_bytes: int = MIB
+    chunk_bytes: int = MIB
+    heartbeat_seconds: float = 1.0
+    dead_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"Limits.{field.name}={value!r}: expected a number above 0")
+            if not field.name.endswith("seconds") and not isinstance(value, int):
+                raise ConfigError(f"Limits.{field.name}={value!r}: expected a whole number")
+        for name in ("chunk_bytes", "max_control_bytes"):
+            if getattr(self, name) > MAX_PAYLOAD_BYTES:
+                raise ConfigError(f"Limits.{name}={getattr(self, name)}: expected at most {MAX_PAYLOAD_BYTES} (16 MiB)")
+        if self.dead_seconds < 2 * self.heartbeat_seconds:
+            raise ConfigError(
+                f"Limits.dead_seconds={self.dead_seconds}: expected at least twice "
+                f"heartbeat_seconds={self.heartbeat_seconds}, or a living peer would be taken for dead"
+            )
+
+    @property
+    def keep_bytes(self) -> int:
+        """How many bytes of frames may wait for an acknowledgement before a sender pauses."""
+        return min(self.max_outstanding_bytes, MAX_UNACKNOWLEDGED_BYTES)
+
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where two parties meet, as one of them sees it.
+
+    Attributes:
+      role: This party's role; it must be the one in its hello.
+      address: ``"host:port"``; the address to listen on, or the peer's address to dial. IPv6 hosts in brackets.
+      listen: True for the side that listens (leader), False for the side that dials (follower).
+
+    Raises:
+      ConfigError: The address is not ``host:port`` with a port of 1 to 65535.
+    """
+
+    role: str
+    address: str
+    listen: bool
+
+    def __post_init__(self) -> None:
+        match = _ADDRESS.fullmatch(self.address) if isinstance(self.address, str) else None
+        if match is None or not 1 <= int(match.group(2)) <= 65535:
+            raise ConfigError(
+                f"address {self.address!r} of the {self.role}: expected 'host:port' with a port of 1 to 65535, "
+                "for example 'localhost:50051' or '[::1]:50051'"
+            )

@@ -1,0 +1,471 @@
+"""The conversation with one peer as a pure state machine: bytes in -> events out, and bytes to send.
+
+No sockets, no threads, no clocks: the time is an argument. :class:`~efl.transport.channel.Channel` is the shell around
+it. One :class:`Link` lives as long as one conversation::
+
+    HELLO --(peer's hello, no disagreement)--> AGREED --(peer's ACCEPT)--> OPEN --> OVER
+                                                                           (goodbyes, refusal, abort, error)
+
+Frames of kind DATA, CONTROL and BYE carry a sequence number. The receiver takes them in order and says in every frame
+it sends how far it has come; the sender keeps what has not been acknowledged (bounded) for a replay. Acknowledgement and
+credit ride on frames that travel anyway; a frame of their own is sent only when too much is unannounced, or when the
+peer says that it is waiting for credit.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from efl.errors import ConfigError, EflError, PeerLost, ProtocolError
+from efl.transport import frame as wire
+from efl.transport import handshake
+from efl.transport.frame import FLAG_HUNGRY, Frame, Kind
+from efl.transport.handshake import Hello, TensorSpec
+from efl.transport.inbound import Inbound, Message
+from efl.transport.limits import MIB, Limits
+from efl.transport.outbound import Outbound, Outgoing
+
+_MAX_TEXT = 4000
+
+
+class State(enum.Enum):
+    """Where the conversation stands."""
+
+    HELLO = "waiting for the peer's hello"
+    AGREED = "waiting for the peer to accept"
+    OPEN = "open"
+    OVER = "over"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Both sides agree; tensors may travel."""
+
+    peer: Hello
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The parties disagree (``reasons``), or the peer is busy with another conversation."""
+
+    reasons: tuple[str, ...]
+    busy: bool = False
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control message of the peer."""
+
+    topic: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    """The peer will send nothing more."""
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """The peer's program failed. ``text`` is empty unless the error was one of efl's own."""
+
+    error_type: str
+    text: str
+
+
+Event = Accepted | Refused | Message | Control | Goodbye | Aborted
+
+
+def refusal(reasons: list[str], busy: bool = False) -> bytes:
+    """A frame that ends a connection before any conversation: "busy", or "that was no hello"."""
+    return wire.encode(Kind.REFUSE, json.dumps({"busy": busy, "reasons": reasons}).encode())
+
+
+def read_first(message: bytes, limits: Limits) -> Hello:
+    """The hello that a new connection must open with.
+
+    Raises:
+      ProtocolError: It opens with something else.
+    """
+    frames = wire.decode(message)
+    if frames[0].kind is not Kind.HELLO:
+        raise ProtocolError(f"expected a hello first, got {frames[0].kind.name}")
+    return handshake.parse(frames[0].payload, limits)[0]
+
+
+class Link:
+    """One conversation. Not thread-safe; errors leave it OVER with an ABORT for the peer among the bytes to send.
+
+    Attributes:
+      state: Where the conversation stands.
+      peer: The peer's hello once it is known.
+      peer_label: How messages call the peer, for example ``"the follower (ipv4:10.0.0.2:41234)"``.
+      said_goodbye: Whether this side's BYE has been queued.
+      peer_goodbye: Whether the peer's has arrived.
+    """
+
+    def __init__(self, hello: Hello, limits: Limits, now: float, peer_label: str = "the peer") -> None:
+        """Queues the hello.
+
+        Args:
+          hello: This party's.
+          limits: This party's.
+          now: The time, seconds.
+          peer_label: How messages call the peer.
+
+        Raises:
+          ConfigError: The hello is not valid.
+        """
+        self.state = State.HELLO
+        self.peer: Hello | None = None
+        self.peer_label = peer_label
+        self.said_goodbye = self.peer_goodbye = False
+        self._hello, self._limits = hello, limits
+        self._queue: list[bytes] = []
+        self._seq = self._received = self._acked = 0
+        self._kept: collections.deque[tuple[int, int, bytes]] = collections.deque()  # seq, size, frame
+        self._kept_bytes = 0
+        self._inbound = Inbound((), limits)
+        self._outbound = Outbound((), 1, 1, 1)
+        self._unannounced = 0  # bytes received since the last acknowledgement
+        self._announced = 0  # consumed messages as last announced
+        self._ack_bytes, self._ack_messages, self._max_control = MIB, 1, 0
+        self._peer_hungry = self._asked = False
+        self._heard, self._said = now, now
+        self._heard_frame: Frame | None = None
+        self._put(Kind.HELLO, handshake.to_bytes(hello, limits))
+
+    # ---- bytes out
+
+    def take(self, now: float) -> list[bytes]:
+        """The frames to send now, in order. Each may be sent as a message, or several joined."""
+        queue, self._queue = self._queue, []
+        if queue:
+            self._said = now
+        return queue
+
+    def _put(self, kind: Kind, payload: bytes | memoryview = b"", keep: bool = False, **fields: Any) -> None:
+        if keep:
+            self._seq += 1
+            fields["seq"] = self._seq
+        inbound = self._inbound
+        data = wire.encode(
+            kind,
+            payload,
+            ack=self._received,
+            consumed=inbound.consumed,
+            consumed_bytes=inbound.consumed_bytes,
+            **fields,
+        )
+        self._unannounced, self._announced = 0, inbound.consumed
+        if keep:
+            self._kept.append((self._seq, len(data), data))
+            self._kept_bytes += len(data)
+        self._queue.append(data)
+
+    # ---- sending
+
+    def prepare(self, name: str, step: int, array: np.ndarray, digest: bytes = b"") -> Outgoing:
+        """Checks a tensor; see :meth:`Outbound.prepare`. Touches nothing that changes: needs no lock."""
+        return self._outbound.prepare(name, step, array, digest)
+
+    def ready(self, out: Outgoing) -> bool:
+        """Whether the next piece of ``out`` may be sent now."""
+        if self._kept_bytes >= self._limits.keep_bytes:
+            return False
+        return bool(out.offset) or self._outbound.room(out)
+
+    def transmit(self, out: Outgoing) -> None:
+        """Queues the next piece of ``out``; :meth:`ready` must hold.
+
+        Raises:
+          ConfigError: The step is not larger than the one before.
+        """
+        if out.offset == 0:
+            self._outbound.begin(out)
+        end = min(out.offset + self._limits.chunk_bytes, out.total)
+        self._put(
+            Kind.DATA,
+            out.payload[out.offset : end],
+            keep=True,
+            dtype=out.code,
+            shape=out.shape,
+            index=out.index,
+            step=out.step,
+            total=out.total,
+            offset=out.offset,
+            digest=b"" if out.offset else out.digest,
+        )
+        out.offset = end
+        if end == out.total:
+            self._outbound.end(out)
+
+    def starve(self) -> None:
+        """Tells the peer that this side waits for credit (once, until some comes)."""
+        if not self._asked:
+            self._asked = True
+            self._put(Kind.PING, flags=FLAG_HUNGRY)
+
+    def send_control(self, topic: str, body: Mapping[str, Any]) -> None:
+        """Queues a control message.
+
+        Args:
+          topic: Its address.
+          body: A JSON object.
+
+        Raises:
+          ConfigError: It is not JSON or too large.
+        """
+        where = f"send_control({topic!r})"
+        if not isinstance(topic, str) or not 0 < len(topic.encode()) <= self._limits.max_name_bytes:
+            raise ConfigError(f"{where}: expected a topic of 1 to {self._limits.max_name_bytes} bytes")
+        try:
+            text = json.dumps([topic, dict(body)], allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{where}: the body must be a JSON object: {error}") from error
+        if len(text) > self._max_control:
+            raise ConfigError(f"{where}: {len(text)} bytes; max_control_bytes of the two parties is {self._max_control}")
+        self._put(Kind.CONTROL, text, keep=True)
+
+    def goodbye(self) -> None:
+        """Queues this side's goodbye, after everything queued before."""
+        if self.state is State.OPEN and not self.said_goodbye:
+            self.said_goodbye = True
+            self._put(Kind.BYE, keep=True)
+
+    def abort(self, error: BaseException) -> None:
+        """Drops what is queued and tells the peer that this side failed; the conversation is over.
+
+        The peer learns the type of the error; its text only when it is one of efl's own (other texts may quote data).
+        """
+        if self.state is State.OVER:
+            return
+        self._queue.clear()
+        text = str(error)[:_MAX_TEXT] if isinstance(error, EflError) else ""
+        self._put(Kind.ABORT, json.dumps({"type": type(error).__name__, "text": text}).encode())
+        self.state = State.OVER
+
+    @property
+    def flushed(self) -> bool:
+        """Whether the peer has acknowledged everything sent."""
+        return not self._kept
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of frames that wait for an acknowledgement."""
+        return self._kept_bytes
+
+    def newest_step(self, name: str) -> int:
+        """The newest step of tensor ``name`` that has begun to arrive, -1 before the first."""
+        return self._inbound.step_of(name)
+
+    # ---- time
+
+    def tick(self, now: float) -> None:
+        """Sends a heartbeat when one is due.
+
+        Raises:
+          PeerLost: The peer has been silent for longer than ``dead_seconds``.
+        """
+        if self.state is not State.OPEN:
+            return
+        if now - self._heard > self._limits.dead_seconds:
+            self.state = State.OVER
+            raise PeerLost(
+                f"{self.peer_label} has been silent for more than dead_seconds={self._limits.dead_seconds:g}: "
+                f"{self.last_heard(now)}. Is its process alive, and the line between the parties up?"
+            )
+        if now - self._said >= self._limits.heartbeat_seconds:
+            self._put(Kind.PING)
+
+    def alive(self, now: float) -> None:
+        """The shell knows that the peer is not silent (its messages wait while a callback runs)."""
+        self._heard = now
+
+    def last_heard(self, now: float) -> str:
+        """What the peer said last, and how long ago."""
+        frame = self._heard_frame
+        if frame is None:
+            return "nothing was heard of it"
+        what = frame.kind.name.lower()
+        sends = [t.name for t in self.peer.tensors if t.direction == "send"] if self.peer else []
+        if frame.kind is Kind.DATA and frame.index < len(sends):
+            what = f"tensor {sends[frame.index]!r} of step {frame.step}"
+        return f"last heard {max(0.0, now - self._heard):.1f} s ago ({what})"
+
+    # ---- bytes in
+
+    def receive(self, frames: list[Frame], now: float) -> list[Event]:
+        """Takes the frames of one message.
+
+        Args:
+          frames: From :func:`efl.transport.frame.decode`.
+          now: The time, seconds.
+
+        Returns:
+          What happened, in order.
+
+        Raises:
+          ProtocolError: The peer broke the protocol; it is told, and the conversation is over.
+        """
+        self._heard = now
+        events: list[Event] = []
+        try:
+            for frame in frames:
+                if self.state is State.OVER:
+                    break
+                event = self._handle(frame)
+                self._heard_frame = frame._replace(payload=memoryview(b""))
+                if event is not None:
+                    events.append(event)
+        except ProtocolError as error:
+            raise self.reject(error) from None
+        return events
+
+    def reject(self, error: ProtocolError) -> ProtocolError:
+        """The peer broke the protocol: tells it so, ends the conversation, returns the error with the peer's name."""
+        named = ProtocolError(f"{self.peer_label} broke the protocol: {error}")
+        self.abort(ProtocolError(f"the {self._hello.role} refuses what it received: {error}"))
+        return named
+
+    def _handle(self, frame: Frame) -> Event | None:
+        kind = frame.kind
+        if kind is Kind.ABORT:
+            self.state = State.OVER
+            body = handshake.read_json(frame.payload, "abort")
+            body = body if isinstance(body, dict) else {}
+            return Aborted(str(body.get("type", "an error"))[:100], str(body.get("text", ""))[:_MAX_TEXT])
+        if kind is Kind.REFUSE:
+            return self._on_refuse(frame)
+        if self.state is State.HELLO:
+            return self._on_hello(frame)
+        if self.state is State.AGREED:
+            if kind is not Kind.ACCEPT:
+                raise ProtocolError(f"{kind.name} before both sides have accepted")
+            self.state = State.OPEN
+            assert self.peer is not None
+            return Accepted(self.peer)
+        self._on_credit(frame)
+        if kind in (Kind.PING, Kind.ACK):
+            if frame.flags & FLAG_HUNGRY:
+                self._peer_hungry = True
+                self._put(Kind.ACK)
+            return None
+        if kind not in (Kind.DATA, Kind.CONTROL, Kind.BYE):
+            raise ProtocolError(f"{kind.name} in the middle of the conversation")
+        if frame.seq <= self._received:
+            return None  # already taken: a replay
+        if frame.seq != self._received + 1:
+            raise ProtocolError(f"expected sequence number {self._received + 1}, got {frame.seq}")
+        if self.peer_goodbye:
+            raise ProtocolError(f"{kind.name} after goodbye")
+        self._received = frame.seq
+        return self._on_sequenced(frame)
+
+    def _on_sequenced(self, frame: Frame) -> Event | None:
+        if frame.kind is Kind.DATA:
+            self._peer_hungry = False
+            message = self._inbound.accept(frame)
+            self._count(len(frame.payload))
+            return message
+        if frame.kind is Kind.CONTROL:
+            if len(frame.payload) > self._limits.max_control_bytes:
+                raise ProtocolError(
+                    f"a control message of {len(frame.payload)} bytes; at most {self._limits.max_control_bytes}"
+                )
+            body = handshake.read_json(frame.payload, "control message")
+            if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], str) and isinstance(body[1], dict)):
+                raise ProtocolError("malformed control message")
+            if not 0 < len(body[0].encode("utf-8", "replace")) <= self._limits.max_name_bytes:
+                raise ProtocolError(f"a control topic of {len(body[0])} characters")
+            self._count(len(frame.payload))
+            return Control(body[0], body[1])
+        self.peer_goodbye = True
+        self._put(Kind.ACK)  # so that the peer knows at once that all has arrived
+        return Goodbye()
+
+    def _on_refuse(self, frame: Frame) -> Refused:
+        if self.state not in (State.HELLO, State.AGREED):
+            raise ProtocolError("REFUSE in the middle of the conversation")
+        body = handshake.read_json(frame.payload, "refusal")
+        reasons = body.get("reasons") if isinstance(body, dict) else None
+        if not isinstance(reasons, list):
+            raise ProtocolError("malformed refusal")
+        self.state = State.OVER
+        return Refused(tuple(str(r)[:_MAX_TEXT] for r in reasons), body.get("busy") is True)
+
+    def _on_hello(self, frame: Frame) -> Event | None:
+        if frame.kind is not Kind.HELLO:
+            raise ProtocolError(f"expected a hello first, got {frame.kind.name}")
+        peer, shared = handshake.parse(frame.payload, self._limits)
+        self.peer = peer
+        reasons = handshake.disagreements(self._hello, peer)
+        if reasons:
+            self._put(Kind.REFUSE, json.dumps({"busy": False, "reasons": reasons}).encode())
+            self.state = State.OVER
+            return Refused(tuple(reasons))
+        self._agree(peer, shared)
+        self._put(Kind.ACCEPT)
+        self.state = State.AGREED
+        return None
+
+    def _agree(self, peer: Hello, shared: dict[str, int]) -> None:
+        mine = self._limits
+        smaller = {name: min(getattr(mine, name), value) for name, value in shared.items()}
+        self._inbound = Inbound(_agreed(peer, self._hello), mine)
+        self._outbound = Outbound(
+            _agreed(self._hello, peer),
+            smaller["window_steps"],
+            smaller["max_outstanding_bytes"],
+            smaller["max_message_bytes"],
+        )
+        self._max_control = smaller["max_control_bytes"]
+        # Announce often enough that a sender's kept frames stay few, seldom enough that a message that is answered
+        # (a training step) costs no frame of its own.
+        self._ack_bytes = max(1, min(4 * MIB, smaller["max_outstanding_bytes"] // 4))
+        self._ack_messages = max(1, smaller["window_steps"] * max(1, self._inbound.window // mine.window_steps) // 2)
+
+    # ---- acknowledgement and credit
+
+    def _on_credit(self, frame: Frame) -> None:
+        out = self._outbound
+        if frame.ack > self._seq or frame.consumed > out.messages or frame.consumed_bytes > out.bytes:
+            raise ProtocolError(
+                f"it acknowledges {frame.ack} frames and {frame.consumed} tensors of {frame.consumed_bytes} bytes; "
+                f"only {self._seq} frames and {out.messages} tensors of {out.bytes} bytes were sent"
+            )
+        if frame.ack > self._acked:
+            self._acked = frame.ack
+            self._asked = False
+            while self._kept and self._kept[0][0] <= frame.ack:
+                self._kept_bytes -= self._kept.popleft()[1]
+        if frame.consumed > out.consumed:
+            self._asked = False
+            out.consumed, out.consumed_bytes = frame.consumed, max(out.consumed_bytes, frame.consumed_bytes)
+
+    def _count(self, size: int) -> None:
+        self._unannounced += size
+        if self._unannounced >= self._ack_bytes:
+            self._put(Kind.ACK)
+
+    def consumed(self, message: Message) -> None:
+        """This party has taken ``message``: the peer may send another."""
+        self._inbound.consume(message.nbytes)
+        if self.state is State.OPEN and (
+            self._peer_hungry or self._inbound.consumed - self._announced >= self._ack_messages
+        ):
+            self._put(Kind.ACK)
+
+
+def _agreed(sender: Hello, receiver: Hello) -> list[TensorSpec]:
+    shapes = {t.name: t.shape for t in receiver.tensors if t.direction == "recv"}
+    return [
+        replace(t, shape=handshake.merged_shape(t.shape, shapes[t.name])) for t in sender.tensors if t.direction == "send"
+    ]

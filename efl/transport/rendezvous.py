@@ -1,0 +1,137 @@
+"""How two parties find each other: one listens, one dials, in whatever order they start."""
+
+from __future__ import annotations
+
+import queue
+import time
+
+from efl.errors import EflError, LinkError, PeerLost, ProtocolError
+from efl.transport import stream
+from efl.transport.conversation import Conversation, logger
+from efl.transport.handshake import Hello
+
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 2.0
+_ATTEMPT_SECONDS = 15.0
+_LOG_EVERY = 10.0
+
+
+class _Patience:
+    """Counts down, and says from time to time for whom one waits."""
+
+    def __init__(self, who: str, whom: str, timeout: float) -> None:
+        self._who, self._whom, self.timeout = who, whom, timeout
+        self._start = time.monotonic()
+        self._next_log = 0.0
+
+    def left(self) -> float:
+        return self.timeout - self.passed()
+
+    def passed(self) -> float:
+        return time.monotonic() - self._start
+
+    def log(self, note: str = "") -> None:
+        """Logs at once and then every ten seconds."""
+        if self.passed() >= self._next_log:
+            self._next_log = self.passed() + _LOG_EVERY
+            extra = f" ({note})" if note else ""
+            logger.info("%s: waiting for %s, %.0f s of %.0f s left%s",
+                        self._who, self._whom, max(0.0, self.left()), self.timeout, extra)  # fmt: skip
+
+
+def meet(talk: Conversation, timeout: float) -> Hello:
+    """Finds the peer and shakes hands.
+
+    Args:
+      talk: The conversation to begin.
+      timeout: Seconds.
+
+    Returns:
+      The peer's hello.
+
+    Raises:
+      PeerLost: Nobody came, or nobody was there, in time.
+      ConfigError: The port is taken.
+      HandshakeError: The parties disagree.
+    """
+    return _listen(talk, timeout) if talk.endpoint.listen else _dial(talk, timeout)
+
+
+def _listen(talk: Conversation, timeout: float) -> Hello:
+    address = talk.endpoint.address
+    patience = _Patience(talk.hello.role, f"the {talk.partner} to connect to {address}", timeout)
+    talk.listener = stream.Listener(talk.endpoint, talk)
+    note = ""
+    while patience.left() > 0:
+        patience.log(note)
+        try:
+            connection, error = talk.outcomes.get(timeout=max(0.01, min(_LOG_EVERY, patience.left())))
+        except queue.Empty:
+            continue
+        if connection is None:
+            break
+        if error is None:
+            return _peer(talk)
+        if not isinstance(error, (PeerLost, ProtocolError)):
+            raise error
+        note = str(error)  # that connection is nothing to us: wait for the next
+        logger.warning("%s: %s", talk.hello.role, error)
+        with talk.lock:
+            talk.link = talk.connection = None
+            talk.gone = False
+    if talk.over:
+        raise LinkError(f"the {talk.hello.role} has closed this channel while it waited for the {talk.partner}")
+    raise PeerLost(
+        f"the {talk.hello.role} listened on {address} for {timeout:g} s and no {talk.partner} came"
+        + (f" (last: {note})" if note else "")
+        + f". Is the {talk.partner} started, is its peer address this machine's {address}, does a firewall block the port?"
+    )
+
+
+def _dial(talk: Conversation, timeout: float) -> Hello:
+    address = talk.endpoint.address
+    patience = _Patience(talk.hello.role, f"the {talk.partner} at {address}", timeout)
+    backoff, note = _FIRST_BACKOFF, ""
+    while patience.left() > 0 and not talk.over:
+        patience.log(note)
+        connection = stream.Dialled(talk.endpoint, talk)
+        with talk.lock:
+            talk.gone = False
+            talk.adopt(connection, f"the {talk.partner} ({address})")
+        connection.start()
+        error = _outcome(talk, connection, min(_ATTEMPT_SECONDS, max(0.05, patience.left())))
+        if error is None:
+            return _peer(talk)
+        if not isinstance(error, PeerLost):
+            raise error
+        note = str(error)
+        with talk.lock:
+            talk.link = talk.connection = None
+        connection.close()
+        if talk.stopped.wait(min(backoff, max(0.0, patience.left()))):
+            break
+        backoff = min(2 * backoff, _LAST_BACKOFF)
+    if talk.over:
+        raise LinkError(f"the {talk.hello.role} has closed this channel while it looked for the {talk.partner}")
+    raise PeerLost(
+        f"the {talk.hello.role} found no {talk.partner} at {address} within {timeout:g} s (last: {note}). Is the "
+        f"{talk.partner} started, is {address} its address, does a firewall block the port?"
+    )
+
+
+def _outcome(talk: Conversation, connection: stream.Connection, seconds: float) -> EflError | None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            which, error = talk.outcomes.get(timeout=max(0.01, end - time.monotonic()))
+        except queue.Empty:
+            return PeerLost(f"no answer within {seconds:.0f} s: is it an efl party that listens there?")
+        if which is connection:
+            return error
+        if which is None:
+            return PeerLost("closed")
+
+
+def _peer(talk: Conversation) -> Hello:
+    assert talk.link is not None and talk.link.peer is not None
+    logger.info("%s: connected to %s", talk.hello.role, talk.link.peer_label)
+    return talk.link.peer

@@ -1,0 +1,258 @@
+"""The wire: one bidirectional gRPC stream, ``/efl.Link/Stream``, of opaque byte messages.
+
+The leader listens, the follower dials. This module moves messages and knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, Protocol
+
+import grpc
+
+from efl.errors import ConfigError
+from efl.transport.limits import MAX_WIRE_BYTES, Endpoint
+
+_SERVICE, _METHOD = "efl.Link", "Stream"
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_WIRE_BYTES),
+    ("grpc.max_receive_message_length", MAX_WIRE_BYTES),
+    ("grpc.so_reuseport", 0),  # else a forgotten leader goes on taking connections beside the new one
+    ("grpc.use_local_subchannel_pool", 1),  # channels of one process share nothing
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+]
+_PACK_BYTES = 64 << 10
+_MAX_CONNECTIONS = 16
+_FIRST_MESSAGE_SECONDS = 10.0
+
+
+class Outbox:
+    """The messages of one direction, as the iterator that gRPC draws from. Small frames that wait together are joined."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._next: bytes | None = None
+        self._ended = False
+        self._cut: list[bytes] | None = None
+
+    def put(self, frames: list[bytes]) -> None:
+        """Queues frames."""
+        for frame in frames:
+            self._queue.put(frame)
+
+    def end(self) -> None:
+        """Ends the direction after what is queued."""
+        self._queue.put(None)
+
+    def cut(self, last: list[bytes]) -> None:
+        """Ends the direction with ``last``, in place of what is queued."""
+        self._cut = last
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        frame = self._next
+        self._next = None
+        if frame is None and not self._ended:
+            frame = self._queue.get()
+        if self._cut is not None:
+            self._ended, frame = True, b"".join(self._cut) or None
+            self._cut = []
+        if frame is None:
+            self._ended = True
+            raise StopIteration
+        if len(frame) >= _PACK_BYTES or self._queue.empty():
+            return frame
+        return self._join(frame)
+
+    def _join(self, first: bytes) -> bytes:
+        parts, size = [first], len(first)
+        while not self._ended and not self._queue.empty():
+            frame = self._queue.get()
+            if frame is None:
+                self._ended = True
+            elif size + len(frame) > _PACK_BYTES:
+                self._next = frame
+                break
+            else:
+                parts.append(frame)
+                size += len(frame)
+        return b"".join(parts)
+
+
+class Connection:
+    """One stream. ``peer`` names the other end as gRPC sees it."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.outbox = Outbox()
+        self.reader: threading.Thread | None = None
+        self.over = threading.Event()
+
+    def wait(self, timeout: float) -> bool:
+        """Waits until the stream has ended in both directions."""
+        return self.over.wait(timeout)
+
+    def close(self) -> None:
+        """Ends the stream now, whatever is queued."""
+        raise NotImplementedError
+
+
+class Handler(Protocol):
+    """Who is told what arrives. Both methods are called from the connection's reading thread."""
+
+    def on_message(self, connection: Connection, message: bytes) -> None:
+        """A message arrived."""
+
+    def on_end(self, connection: Connection, why: str) -> None:
+        """Nothing more will arrive; ``why`` is empty when the peer ended the stream properly."""
+
+
+def _reason(error: grpc.RpcError) -> str:
+    code = getattr(error, "code", lambda: None)()
+    details = getattr(error, "details", lambda: "")() or ""
+    return f"{code.name}: {details[:300]}" if code is not None else "the connection was reset"
+
+
+class Dialled(Connection):
+    """The follower's side of a stream."""
+
+    def __init__(self, endpoint: Endpoint, handler: Handler) -> None:
+        """Prepares the stream; nothing is dialled before :meth:`start`.
+
+        Args:
+          endpoint: Whom to dial.
+          handler: Who is told what arrives.
+        """
+        super().__init__(endpoint.address)
+        self._handler = handler
+        self._address = endpoint.address
+        self._channel: grpc.Channel | None = None
+        self._call: Any = None
+
+    def start(self) -> None:
+        """Dials; what is in the outbox goes first."""
+        self._channel = grpc.insecure_channel(self._address, options=_OPTIONS)
+        self._call = self._channel.stream_stream(f"/{_SERVICE}/{_METHOD}")(self.outbox)
+        self.reader = threading.Thread(target=self._read, name="efl-read", daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        why = ""
+        try:
+            for message in self._call:
+                self._handler.on_message(self, message)
+        except grpc.RpcError as error:
+            why = _reason(error)
+        finally:
+            self.over.set()
+            self._handler.on_end(self, why)
+
+    def close(self) -> None:
+        """Ends the stream now."""
+        self.outbox.end()
+        if self._call is not None:
+            self._call.cancel()
+        if self._channel is not None:
+            self._channel.close()
+
+
+class _Served(Connection):
+    """The leader's side of a stream."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        super().__init__(urllib.parse.unquote(context.peer()))
+        self.context = context
+
+    def close(self) -> None:
+        self.outbox.end()
+        with contextlib.suppress(Exception):  # an RPC that is over already cannot be cancelled
+            self.context.cancel()
+
+
+class _DaemonPool(futures.ThreadPoolExecutor):
+    """A thread per call, and none that the interpreter waits for at exit: a stream lasts as long as the run does."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="efl-serve", daemon=True).start()
+        return future
+
+
+class Listener:
+    """The leader's open port. Streams that arrive are told to the handler."""
+
+    def __init__(self, endpoint: Endpoint, handler: Handler) -> None:
+        """Opens the port.
+
+        Args:
+          endpoint: Where to listen.
+          handler: Who is told what arrives.
+
+        Raises:
+          ConfigError: The address is taken or is not one of this machine's.
+        """
+        self._handler = handler
+        self._server = grpc.server(
+            _DaemonPool(max_workers=_MAX_CONNECTIONS), options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CONNECTIONS
+        )
+        method = grpc.stream_stream_rpc_method_handler(self._serve)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
+        try:
+            port = self._server.add_insecure_port(endpoint.address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            self._server.stop(None)
+            raise ConfigError(
+                f"the {endpoint.role} cannot listen on {endpoint.address!r}: another program holds the port, or the "
+                "host is not this machine's. Stop the other program or choose another address (--local_addr)"
+            )
+        self._server.start()
+
+    def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        connection = _Served(context)
+        context.add_callback(connection.outbox.end)  # a cancelled call leaves nobody waiting in the outbox
+        connection.reader = threading.Thread(
+            target=self._read, args=(connection, requests), name="efl-read", daemon=True
+        )
+        connection.reader.start()
+        return iter(connection.outbox)
+
+    def _read(self, connection: _Served, requests: Iterator[bytes]) -> None:
+        why = ""
+        silent = threading.Timer(_FIRST_MESSAGE_SECONDS, connection.close)
+        silent.daemon = True
+        silent.start()
+        try:
+            for message in requests:
+                silent.cancel()
+                self._handler.on_message(connection, message)
+        except grpc.RpcError as error:
+            why = _reason(error)
+        except Exception:
+            # gRPC raises bare exceptions here when a call breaks; the handler reports its own and never raises.
+            why = "the connection was reset"
+        finally:
+            silent.cancel()
+            connection.over.set()
+            self._handler.on_end(connection, why)
+
+    def close(self, grace: float) -> None:
+        """Closes the port; streams get ``grace`` seconds to end. The port is free when this returns."""
+        self._server.stop(grace).wait(grace + 5.0)
