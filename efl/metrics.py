@@ -142,9 +142,9 @@ def gauc(
         with tf.control_dependencies([put_groups, put_rows]):
             update = tf.identity(seen.assign_add(size, read_value=True), name="update_op")
 
-        value = tf.numpy_function(
-            _GroupedArea(label), [kept_groups.read_value(), kept_rows.read_value(), seen.read_value()], tf.float32
-        )
+        # Not stateful: it depends on the variables alone, so it may be read after the step and only when wanted.
+        state = [kept_groups.read_value(), kept_rows.read_value(), seen.read_value()]
+        value = tf.numpy_function(_GroupedArea(label), state, tf.float32, stateful=False)
         value.set_shape([])
         return tf.identity(value, name="value"), update
 

@@ -1,0 +1,46 @@
+"""Command line and results, the same for all programs in this folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+import efl
+
+
+def flags(doc: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads this folder's own flags; ``--federal_role`` and the like are efl's and are left alone."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data_dir", default=".", help="where leader_train/ and so on lie (default: .)")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--max_step", type=int, help="training steps at most (default: to the end of the data)")
+    parser.add_argument("--eval_every", type=int, metavar="N", help="evaluate every N steps (default: once, at the end)")
+    parser.add_argument("--log_step", type=int, default=10)
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write ROLE.npz (weights) and ROLE.json (log) to DIR")
+    return parser.parse_known_args(arguments)[0]
+
+
+def procedure(options: argparse.Namespace) -> efl.procedure_fn.Procedure:
+    """Trains as the flags say and evaluates at the end, or every ``--eval_every`` steps."""
+    train_step, iterations = options.max_step, None if options.max_step is None else 1
+    if options.eval_every is not None:
+        train_step = options.eval_every
+        iterations = None if options.max_step is None else math.ceil(options.max_step / options.eval_every)
+    return efl.procedure_fn.train_and_evaluate(train_step=train_step, max_iter=iterations)
+
+
+def save(model: efl.Model, folder: Path | None, name: str) -> None:
+    """Writes weights and log to ``folder``, if one is given, and prints the last evaluation."""
+    last = [entry for entry in model.history if entry["mode"] == "eval"][-1]
+    print(f"{name}: accuracy {last['accuracy']:.4f} on the test images after {last['step']} training steps")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / f"{name}.npz", **model.get_weights())
+        (folder / f"{name}.json").write_text(json.dumps(model.history, default=float))
