@@ -1,10 +1,10 @@
 """A conversation with one peer: tensors by (name, step), control messages by topic, over one gRPC stream.
 
-    channel = Channel(Endpoint("leader", "localhost:50051", listen=True), hello)
-    channel.connect(timeout=60)
-    channel.send("train/fc1/grad", step, array)
-    fc1 = channel.recv("train/fc1", step, timeout=10)
-    channel.close()
+channel = Channel(Endpoint("leader", "localhost:50051", listen=True), hello)
+channel.connect(timeout=60)
+channel.send("train/fc1/grad", step, array)
+fc1 = channel.recv("train/fc1", step, timeout=10)
+channel.close()
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from efl.errors import ConfigError, DeadlineError, EflError, ProtocolError
 from efl.transport import handshake, rendezvous
 from efl.transport.conversation import ControlCallback, Conversation, TensorCallback, describe, logger
 from efl.transport.handshake import Hello
-from efl.transport.limits import Endpoint, Limits
+from efl.transport.limits import DEFAULT_LIMITS, Endpoint, Limits
 from efl.transport.link import Link
 
 
@@ -52,7 +52,7 @@ class Channel:
     The peer learns everything in the hello, and every tensor and control message sent to it.
     """
 
-    def __init__(self, endpoint: Endpoint, hello: Hello, limits: Limits = Limits()) -> None:
+    def __init__(self, endpoint: Endpoint, hello: Hello, limits: Limits = DEFAULT_LIMITS) -> None:
         """Checks the hello; opens nothing.
 
         Args:
@@ -64,7 +64,9 @@ class Channel:
           ConfigError: The hello is not one that a peer could accept.
         """
         if endpoint.role != hello.role:
-            raise ConfigError(f"the endpoint's role is {endpoint.role!r}, the hello's {hello.role!r}; expected the same")
+            raise ConfigError(
+                f"the endpoint's role is {endpoint.role!r}, the hello's {hello.role!r}; expected the same"
+            )
         handshake.to_bytes(hello, limits)
         self._talk = Conversation(endpoint, hello, limits)
         self._begun = False
@@ -77,8 +79,10 @@ class Channel:
 
         Args:
           name: A tensor of the hello with direction "recv".
-          callback: Called as ``callback(step, array, digest)``, in order, from the thread that reads the stream: it must
-            not wait for the peer. ``array`` may be read-only. The peer may send the next message when it has returned.
+          callback: Called as ``callback(step, array, digest)``, in order, from the thread that reads the
+          stream: it must
+            not wait for the peer. ``array`` may be read-only. The peer may send the next message when it has
+            returned.
             If it raises, this party fails (see :meth:`abort`).
 
         Raises:
@@ -86,7 +90,9 @@ class Channel:
         """
         self._before_connect("subscribe")
         if name not in self._receives:
-            raise ConfigError(f"subscribe({name!r}): not in this party's hello, which receives {sorted(self._receives)}")
+            raise ConfigError(
+                f"subscribe({name!r}): not in this party's hello, which receives {sorted(self._receives)}"
+            )
         if name in self._talk.tensor_callbacks:
             raise ConfigError(f"subscribe({name!r}): there is a callback for it already")
         self._talk.tensor_callbacks[name] = callback
@@ -96,7 +102,8 @@ class Channel:
 
         Args:
           topic: The address.
-          callback: Called with the body, in order with the tensors' callbacks, from the thread that reads the stream.
+          callback: Called with the body, in order with the tensors' callbacks, from the thread that reads
+          the stream.
 
         Raises:
           ConfigError: After :meth:`connect`, or twice for one topic.
@@ -178,7 +185,8 @@ class Channel:
     # ---- tensors
 
     def send(self, name: str, step: int, array: np.ndarray, digest: bytes = b"") -> None:
-        """Sends a tensor. Returns when it is queued (the array may then be changed); waits only for flow control.
+        """Sends a tensor. Returns when it is queued (the array may then be changed); waits only for flow
+        control.
 
         Args:
           name: A tensor of the hello with direction "send".
@@ -207,8 +215,10 @@ class Channel:
                     continue
                 if talk.reading():
                     raise ConfigError(
-                        f"send({name!r}, step={step}) from a callback of the channel: the peer's window is full, and "
-                        "waiting here would stop the thread that reads the peer's credit. Send from another thread"
+                        f"send({name!r}, step={step}) from a callback of the channel: the peer's window is "
+                        "full, and "
+                        "waiting here would stop the thread that reads the peer's credit. Send from another "
+                        "thread"
                     )
                 link.starve()
                 talk.flush()
@@ -250,7 +260,8 @@ class Channel:
             newest = link.newest_step(name)
             if newest > step:
                 raise ProtocolError(
-                    f"{describe(key)}: {link.peer_label} has sent step {newest} already, so step {step} was taken or "
+                    f"{describe(key)}: {link.peer_label} has sent step {newest} already, so step {step} was "
+                    "taken or "
                     "will never come. Do both parties count the same steps?"
                 )
             slot = talk.tensors.wait_for(key)
@@ -269,7 +280,8 @@ class Channel:
         link = self._link(describe(key))
         return DeadlineError(
             f"{describe(key)}: {link.peer_label} did not send it within {timeout:g} s, but is alive: "
-            f"{link.last_heard(time.monotonic())}. Is it slower than the timeout, or does it not run this step?"
+            f"{link.last_heard(time.monotonic())}. Is it slower than the timeout, or does it not run this "
+            "step?"
         )
 
     # ---- control messages
@@ -336,7 +348,8 @@ class Channel:
     # ---- ends
 
     def close(self, timeout: float = 10.0) -> None:
-        """Sends what is queued, says goodbye, waits for the peer's goodbye, frees the port. May be called again.
+        """Sends what is queued, says goodbye, waits for the peer's goodbye, frees the port. May be called
+        again.
 
         Args:
           timeout: Seconds to wait for the peer, at most; after that it is left with a warning.
@@ -367,7 +380,8 @@ class Channel:
     def abort(self, error: BaseException) -> None:
         """This party's program failed: tells the peer and closes at once.
 
-        The peer raises PeerFailed with the type of ``error``, and its text only when it is one of efl's own errors
+        The peer raises PeerFailed with the type of ``error``, and its text only when it is one of efl's own
+        errors
         (the texts of others may quote data).
 
         Args:

@@ -1,7 +1,7 @@
 """numpy array <-> payload bytes. Fixed-size dtypes travel as raw little-endian bytes, C order.
 
-Strings (object arrays of ``bytes``, TensorFlow's ``tf.string``) travel as one little-endian uint32 length per element
-followed by the elements' bytes. There is no pickle: nothing that arrives is ever executed.
+Strings (object arrays of ``bytes``, TensorFlow's ``tf.string``) travel as one little-endian uint32 length
+per element followed by the elements' bytes. There is no pickle: nothing that arrives is ever executed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from efl.errors import ConfigError, ProtocolError
 
 STRING = 32  # wire code
 _CODES: dict[str, int] = {
-    "bool": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "uint32": 6, "int32": 7, "uint64": 8, "int64": 9,
-    "float16": 10, "float32": 11, "float64": 12, "bfloat16": 13, "complex64": 14, "complex128": 15, "string": STRING,
+    "bool": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "uint32": 6, "int32": 7,
+    "uint64": 8, "int64": 9, "float16": 10, "float32": 11, "float64": 12, "bfloat16": 13,
+    "complex64": 14, "complex128": 15, "string": STRING,
 }  # fmt: skip
 _NAMES = {code: name for name, code in _CODES.items()}
 
@@ -132,7 +133,7 @@ def allocate(size: int) -> np.ndarray:
     return raw[start : start + size]
 
 
-def decode(code: int, shape: tuple[int, ...], payload: memoryview | np.ndarray) -> np.ndarray:
+def decode(code: int, shape: tuple[int, ...], payload: memoryview) -> np.ndarray:
     """Makes the array whose bytes are ``payload``, without a copy where the dtype allows it.
 
     Args:
@@ -155,18 +156,17 @@ def decode(code: int, shape: tuple[int, ...], payload: memoryview | np.ndarray) 
     return (array.byteswap() if _SWAP else array).reshape(shape)
 
 
-def _decode_strings(shape: tuple[int, ...], payload: memoryview | np.ndarray) -> np.ndarray:
+def _decode_strings(shape: tuple[int, ...], payload: memoryview) -> np.ndarray:
     count = math.prod(shape)
-    data = memoryview(payload)
-    lengths = np.frombuffer(data[: 4 * count], "<u4").astype(np.int64)
+    lengths = np.frombuffer(payload[: 4 * count], "<u4").astype(np.int64)
     ends = np.cumsum(lengths) + 4 * count
-    if (int(ends[-1]) if count else 0) != len(data):
+    if (int(ends[-1]) if count else 0) != len(payload):
         raise ProtocolError(
-            f"the lengths of {count} strings add up to {int(lengths.sum())} bytes, {len(data) - 4 * count} came"
+            f"the lengths of {count} strings add up to {int(lengths.sum())} bytes, {len(payload) - 4 * count} came"
         )
     out = np.empty(count, object)
     start = 4 * count
     for position, end in enumerate(ends.tolist()):
-        out[position] = bytes(data[start:end])
+        out[position] = bytes(payload[start:end])
         start = end
     return out.reshape(shape)

@@ -1,7 +1,8 @@
 """The engine of a channel: the link, its lock, its mailboxes and callbacks, the thread that keeps time.
 
 :class:`~efl.transport.channel.Channel` is its public face, :mod:`efl.transport.rendezvous` finds the peer.
-One lock guards the link and the mailboxes. Callbacks run outside the lock, in order, in the thread that reads the stream.
+One lock guards the link and the mailboxes. Callbacks run outside the lock, in order, in the thread that
+reads the stream.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from efl.errors import EflError, HandshakeError, LinkError, PeerClosed, PeerFailed, PeerLost, ProtocolError
+from efl.transport import events, handshake, stream
 from efl.transport import frame as wire
-from efl.transport import handshake, link, stream
 from efl.transport.handshake import Hello
 from efl.transport.inbound import Message
 from efl.transport.limits import Endpoint, Limits
@@ -28,6 +29,7 @@ logger = logging.getLogger("efl")
 
 TensorCallback = Callable[[int, np.ndarray, bytes], None]
 ControlCallback = Callable[[dict[str, Any]], None]
+_Outcome = tuple[stream.Connection | None, EflError | None]
 _HANDSHAKE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 
@@ -61,12 +63,20 @@ class Conversation(stream.Handler):
         self.control_callbacks: dict[str, ControlCallback] = {}
         self.on_failure: list[Callable[[EflError], None]] = []
         self.on_peer_closed: list[Callable[[str], None]] = []
-        self.outcomes: queue.SimpleQueue[tuple[stream.Connection | None, EflError | None]] = queue.SimpleQueue()
+        self.outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         self.error: EflError | None = None
         self.met = self.closing = self.over = self.gone = False
         self.stopped = threading.Event()
         self.counts = dict.fromkeys(
-            ("messages_sent", "messages_received", "bytes_sent", "bytes_received", "frames_sent", "frames_received"), 0
+            (
+                "messages_sent",
+                "messages_received",
+                "bytes_sent",
+                "bytes_received",
+                "frames_sent",
+                "frames_received",
+            ),
+            0,
         )
         self._adopted = 0.0
         self._in_callback = False
@@ -115,6 +125,8 @@ class Conversation(stream.Handler):
         return None
 
     def wake_takers(self) -> None:
+        """Tells every waiting thread that what it waits for cannot come any more."""
+
         def error(key: Hashable) -> EflError:
             found = self.end_error(describe(key))
             assert found is not None
@@ -130,7 +142,7 @@ class Conversation(stream.Handler):
         """See :class:`stream.Handler`."""
         if connection is not self.connection and not self._admit(connection, message):
             return
-        deferred: list[link.Event] = []
+        deferred: list[events.Event] = []
         failure: EflError | None = None
         try:
             frames = wire.decode(message)
@@ -159,7 +171,7 @@ class Conversation(stream.Handler):
     def _admit(self, connection: stream.Connection, message: bytes) -> bool:
         """A first message on a connection that is not ours (yet)."""
         try:
-            hello = link.read_first(message, self.limits)
+            hello = events.read_first(message, self.limits)
             with self.lock:
                 if self.link is None and not self.over and not self.closing and self.error is None:
                     self.adopt(connection, f"the {hello.role} ({connection.peer})")
@@ -168,10 +180,10 @@ class Conversation(stream.Handler):
         except ProtocolError as error:
             logger.warning("%s: refused a connection from %s: %s", self.hello.role, connection.peer, error)
             reasons, busy = [str(error)], False
-        connection.outbox.cut([link.refusal(reasons, busy)])
+        connection.outbox.cut([events.refusal(reasons, busy)])
         return False
 
-    def _deliver(self, event: link.Event) -> bool:
+    def _deliver(self, event: events.Event) -> bool:
         """Puts what is addressed to a mailbox there, in the same breath as the link took it (lock held)."""
         assert self.link is not None
         if isinstance(event, Message):
@@ -181,21 +193,20 @@ class Conversation(stream.Handler):
             if self.tensors.deliver((event.name, event.step), event):
                 self.link.consumed(event)
             return True
-        if isinstance(event, link.Control):
+        if isinstance(event, events.Control):
             self.counts["messages_received"] += 1
             if event.topic in self.control_callbacks:
                 return False
             self.controls.deliver(event.topic, event.body)
             if self.controls.unread > self.limits.max_unread_controls:
-                raise self.link.reject(
-                    ProtocolError(f"more than max_unread_controls={self.limits.max_unread_controls} control messages wait")
-                )
+                most = self.limits.max_unread_controls
+                raise self.link.reject(ProtocolError(f"more than max_unread_controls={most} control messages"))
             return True
-        if isinstance(event, link.Goodbye):
+        if isinstance(event, events.Goodbye):
             self.wake_takers()
         return False
 
-    def _dispatch(self, connection: stream.Connection, event: link.Event) -> None:
+    def _dispatch(self, connection: stream.Connection, event: events.Event) -> None:
         """What is done outside the lock."""
         assert self.link is not None
         if isinstance(event, Message):
@@ -203,22 +214,22 @@ class Conversation(stream.Handler):
             with self.lock:
                 self.link.consumed(event)
                 self.flush()
-        elif isinstance(event, link.Control):
+        elif isinstance(event, events.Control):
             self._call(self.control_callbacks[event.topic], event.body)
-        elif isinstance(event, link.Goodbye):
+        elif isinstance(event, events.Goodbye):
             for told in self.on_peer_closed:
                 self._call(told, self.link.peer_label)
-        elif isinstance(event, link.Accepted):
+        elif isinstance(event, events.Accepted):
             with self.lock:
                 self.met = True
             self.outcomes.put((connection, None))
-        elif isinstance(event, link.Refused):
+        elif isinstance(event, events.Refused):
             if event.busy or not event.reasons:
                 connection.outbox.end()
                 self.outcomes.put((connection, PeerLost("; ".join(event.reasons) or "refused")))
                 return
             self.fail(connection, self._disagreement(event.reasons))
-        elif isinstance(event, link.Aborted):
+        elif isinstance(event, events.Aborted):
             text = f": {event.text}" if event.text else " (its own log says why)"
             self.fail(connection, PeerFailed(f"{self.link.peer_label} failed with {event.error_type}{text}"))
 
@@ -236,8 +247,8 @@ class Conversation(stream.Handler):
             callback(*args)
         except BaseException as error:
             logger.exception("%s: a callback of the channel failed", self.hello.role)
-            named = error if isinstance(error, EflError) else LinkError(f"a callback of the channel failed: {error!r}")
-            self.abort(error, named)
+            named = LinkError(f"a callback of the channel failed: {error!r}")
+            self.abort(error, error if isinstance(error, EflError) else named)
         finally:
             self._in_callback = False
 
@@ -262,7 +273,7 @@ class Conversation(stream.Handler):
     # ---- ends
 
     def fail(self, connection: stream.Connection, error: EflError) -> None:
-        """The conversation on ``connection`` cannot go on. Before both sides agreed this is the rendezvous' matter."""
+        """The conversation on ``connection`` cannot go on; before it began this is the rendezvous' matter."""
         with self.lock:
             if connection is not self.connection or self.error is not None or self.over:
                 return
@@ -306,7 +317,7 @@ class Conversation(stream.Handler):
         return self.connection is not None and self.connection.reader is threading.current_thread()
 
     def tear_down(self) -> None:
-        """Ends stream, port and timer; gives the last words a moment to leave. The port is free afterwards."""
+        """Ends stream, port and timer; gives last words a moment to leave. The port is free afterwards."""
         self.stopped.set()
         connection, listener = self.connection, self.listener
         if connection is not None:
@@ -327,7 +338,8 @@ class Conversation(stream.Handler):
                 connection = self.connection
                 if self.link is None or connection is None or self.over or self.error is not None:
                     continue
-                if not self.met and self.link.state is not State.OPEN and now - self._adopted > _HANDSHAKE_SECONDS:
+                agreeing = self.link.state is not State.OPEN and not self.met
+                if agreeing and now - self._adopted > _HANDSHAKE_SECONDS:
                     stalled = connection
                 if self._in_callback:
                     self.link.alive(now)

@@ -1,13 +1,14 @@
 """Frame <-> bytes. A gRPC message is one frame or several, one after the other.
 
-A frame is a fixed header of 80 bytes, an optional 16-byte digest, the shape (8 bytes a dimension), padding, the
-payload, padding. All numbers are little-endian. The first eight bytes are xxh3_64 over everything that follows in the
-frame, so that a frame that was cut, mixed up or altered by accident is noticed before any of it is believed. (It is no
-protection against a peer who lies: what a frame claims is checked by :mod:`efl.transport.inbound`.)
+A frame is a fixed header of 80 bytes, an optional 16-byte digest, the shape (8 bytes a dimension), padding,
+the payload, padding. All numbers are little-endian. The first eight bytes are xxh3_64 over everything that
+follows in the frame, so that a frame that was cut, mixed up or altered by accident is noticed before any of
+it is believed. (It is no protection against a peer who lies: what a frame claims is checked by
+:mod:`efl.transport.inbound`.)
 
-Headers end 16 bytes after a multiple of 64 because CPython's ``bytes`` start their data 32 bytes into a block that
-the allocator, for large blocks, places 16 bytes into a page: so the payload of a large message lies on a 64-byte
-boundary, without a copy.
+Headers end 16 bytes after a multiple of 64 because CPython's ``bytes`` start their data 32 bytes into a
+block that the allocator, for large blocks, places 16 bytes into a page: so the payload of a large message
+lies on a 64-byte boundary, without a copy.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAX_NDIM = 32
 DIGEST_BYTES = 16
 
 _MAGIC = 0x314C4645  # "EFL1"
-# checksum | magic kind flags dtype ndim | index length | seq ack consumed consumed_bytes step total offset
+# checksum | magic kind flags dtype ndim | tensor length | seq ack consumed consumed_bytes step total offset
 _HEADER = struct.Struct("<QIBBBBIIQQQQQQQ")
 _AFTER_CHECKSUM = struct.Struct("<IBBBBIIQQQQQQQ")
 _CHECKSUM = struct.Struct("<Q")
@@ -61,7 +62,7 @@ class Frame(NamedTuple):
     flags: int
     dtype: int
     shape: tuple[int, ...]
-    index: int
+    tensor: int
     seq: int
     ack: int
     consumed: int
@@ -80,7 +81,7 @@ def encode(
     flags: int = 0,
     dtype: int = 0,
     shape: tuple[int, ...] = (),
-    index: int = 0,
+    tensor: int = 0,
     seq: int = 0,
     ack: int = 0,
     consumed: int = 0,
@@ -98,7 +99,7 @@ def encode(
       flags: ``FLAG_HUNGRY`` or 0; ``FLAG_DIGEST`` is set by itself.
       dtype: Code of the tensor's dtype.
       shape: The tensor's shape.
-      index: The tensor's place in the sender's hello.
+      tensor: The tensor's place in the sender's hello.
       seq: Sequence number of the frame, 0 for kinds that have none.
       ack: Highest sequence number received in order.
       consumed: Tensor messages of the peer that have been consumed so far.
@@ -119,7 +120,7 @@ def encode(
     head = b"".join(
         (
             _AFTER_CHECKSUM.pack(
-                _MAGIC, kind, flags, dtype, len(shape), index, len(payload),
+                _MAGIC, kind, flags, dtype, len(shape), tensor, len(payload),
                 seq, ack, consumed, consumed_bytes, step, total, offset,
             ),
             extras,
@@ -147,12 +148,12 @@ def decode(message: bytes) -> list[Frame]:
     """
     view = memoryview(message)
     size = len(view)
-    frames = []
+    frames: list[Frame] = []
     at = 0
     while at < size or not frames:
         if size - at < HEADER_BYTES:
             raise ProtocolError(f"a frame header takes {HEADER_BYTES} bytes, {size - at} are left in the message")
-        (checksum, magic, kind, flags, dtype, ndim, index, length,
+        (checksum, magic, kind, flags, dtype, ndim, tensor, length,
          seq, ack, consumed, consumed_bytes, step, total, offset) = _HEADER.unpack_from(view, at)  # fmt: skip
         if magic != _MAGIC:
             raise ProtocolError(f"expected an efl frame (magic {_MAGIC:#x}), got {magic:#x}: is the peer an efl party?")
@@ -173,7 +174,7 @@ def decode(message: bytes) -> list[Frame]:
         shape = _SHAPES[ndim].unpack_from(view, extra)
         frames.append(
             Frame(
-                _KINDS[kind], flags, dtype, shape, index, seq, ack, consumed, consumed_bytes,
+                _KINDS[kind], flags, dtype, shape, tensor, seq, ack, consumed, consumed_bytes,
                 step, total, offset, digest, view[body : body + length],
             )
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """What both parties must agree on before anything else travels.
 
-Each side sends a :class:`Hello`: the tensors it will send and receive, the *terms* that must be the same on both sides
-(procedure, batch size, ...) and *facts* that it only tells. Both compute :func:`disagreements`; where there is one, both
-stop with the whole list.
+Each side sends a :class:`Hello`: the tensors it will send and receive, the *terms* that must be the same on
+both sides (procedure, batch size, ...) and *facts* that it only tells. Both compute :func:`disagreements`;
+where there is one, both stop with the whole list.
 """
 
 from __future__ import annotations
@@ -190,7 +190,15 @@ def to_bytes(hello: Hello, limits: Limits) -> bytes:
         "instance": hello.instance,
         "version": hello.version,
         "tensors": [
-            [t.name, t.dtype, None if t.shape is None else list(t.shape), t.direction, t.require_grad, t.mode, t.task]
+            [
+                t.name,
+                t.dtype,
+                None if t.shape is None else list(t.shape),
+                t.direction,
+                t.require_grad,
+                t.mode,
+                t.task,
+            ]
             for t in hello.tensors
         ],
         "terms": dict(hello.terms),
@@ -203,7 +211,9 @@ def to_bytes(hello: Hello, limits: Limits) -> bytes:
         raise ConfigError(f"the terms and facts of a handshake must be JSON values: {error}") from error
     for t in hello.tensors:
         if codec.code_of(t.dtype) is None:
-            raise ConfigError(f"tensor {t.name!r}: dtype {t.dtype!r} cannot travel; expected one of {codec.dtype_names()}")
+            raise ConfigError(
+                f"tensor {t.name!r}: dtype {t.dtype!r} cannot travel; expected one of {codec.dtype_names()}"
+            )
     try:
         parse(text, limits)  # what we would refuse we do not say
     except ProtocolError as error:

@@ -1,7 +1,8 @@
-"""The receiving half of the tensor exchange: checks every data frame, puts the pieces of large tensors together.
+"""The receiving half of the tensor exchange: checks every data frame, puts the pieces of large tensors
+together.
 
-Pure: no sockets, threads or clocks. Memory is taken only after a frame has passed every check, once per tensor, and
-what is not yet consumed is bounded by the window, whatever the peer does.
+Pure: no sockets, threads or clocks. Memory is taken only after a frame has passed every check, once per
+tensor, and what is not yet consumed is bounded by the window, whatever the peer does.
 """
 
 from __future__ import annotations
@@ -76,32 +77,32 @@ class Inbound:
         Raises:
           ProtocolError: The frame is not what was agreed, or more than the window allows.
         """
-        if frame.index >= len(self._specs):
+        if frame.tensor >= len(self._specs):
             raise ProtocolError(
-                f"a frame names tensor number {frame.index}, only {len(self._specs)} were agreed in the handshake"
+                f"a frame names tensor number {frame.tensor}, only {len(self._specs)} were agreed in the handshake"
             )
-        partial = self._partial.get(frame.index)
+        partial = self._partial.get(frame.tensor)
         if partial is not None:
             return self._continue(frame, partial)
         self._check_first(frame)
-        self._last_step[frame.index] = frame.step
+        self._last_step[frame.tensor] = frame.step
         self.messages += 1
         self.bytes += frame.total
         if len(frame.payload) == frame.total:
             return self._finish(frame, frame.payload)
         buffer = codec.allocate(frame.total)
-        self._partial[frame.index] = _Partial(frame._replace(payload=memoryview(b"")), buffer, 0)
-        return self._continue(frame, self._partial[frame.index])
+        self._partial[frame.tensor] = _Partial(frame._replace(payload=memoryview(b"")), buffer, 0)
+        return self._continue(frame, self._partial[frame.tensor])
 
     def _fail(self, frame: Frame, what: str) -> ProtocolError:
-        return ProtocolError(f"tensor {self._specs[frame.index].name!r}, step {frame.step}: {what}")
+        return ProtocolError(f"tensor {self._specs[frame.tensor].name!r}, step {frame.step}: {what}")
 
     def _check_first(self, frame: Frame) -> None:
-        spec, limits = self._specs[frame.index], self._limits
-        last = self._last_step[frame.index]
+        spec, limits = self._specs[frame.tensor], self._limits
+        last = self._last_step[frame.tensor]
         if not last < frame.step < _MAX_STEP:
             raise self._fail(frame, f"steps must grow; step {last} has arrived before")
-        if frame.dtype != self._codes[frame.index]:
+        if frame.dtype != self._codes[frame.tensor]:
             raise self._fail(frame, f"expected dtype {spec.dtype}, got {codec.name_of(frame.dtype)}")
         if any(d < 0 for d in frame.shape) or not shape_fits(frame.shape, spec.shape):
             raise self._fail(frame, f"expected shape {spec.shape}, got {frame.shape}")
@@ -115,7 +116,8 @@ class Inbound:
         too_much = waiting_bytes + frame.total > limits.max_outstanding_bytes
         if waiting >= self.window or (waiting and too_much):
             raise self._fail(
-                frame, f"the peer runs ahead of the window: {waiting} messages of {waiting_bytes} bytes are not consumed"
+                frame,
+                f"the peer runs ahead of the window: {waiting} messages of {waiting_bytes} bytes are not consumed",
             )
 
     def _check_piece(self, frame: Frame, expected: int) -> None:
@@ -123,28 +125,34 @@ class Inbound:
         whole = expected == 0 and frame.total == 0
         if frame.offset != expected or expected + size > frame.total or not (size or whole):
             raise self._fail(
-                frame, f"a piece of {size} bytes at {frame.offset} does not continue {expected} of {frame.total} bytes"
+                frame,
+                f"a piece of {size} bytes at {frame.offset} does not continue {expected} of {frame.total} bytes",
             )
 
     def _continue(self, frame: Frame, partial: _Partial) -> Message | None:
         first, buffer, filled = partial
-        if (frame.step, frame.dtype, frame.shape, frame.total) != (first.step, first.dtype, first.shape, first.total):
+        if (frame.step, frame.dtype, frame.shape, frame.total) != (
+            first.step,
+            first.dtype,
+            first.shape,
+            first.total,
+        ):
             raise self._fail(frame, f"a piece of another message in the middle of step {first.step}")
         self._check_piece(frame, filled)
         end = filled + len(frame.payload)
         buffer[filled:end] = np.frombuffer(frame.payload, np.uint8)
         if end < frame.total:
-            self._partial[frame.index] = _Partial(first, buffer, end)
+            self._partial[frame.tensor] = _Partial(first, buffer, end)
             return None
-        del self._partial[frame.index]
-        return self._finish(first, buffer)
+        del self._partial[frame.tensor]
+        return self._finish(first, buffer.data)
 
-    def _finish(self, frame: Frame, payload: memoryview | np.ndarray) -> Message:
+    def _finish(self, frame: Frame, payload: memoryview) -> Message:
         try:
             array = codec.decode(frame.dtype, frame.shape, payload)
         except ProtocolError as error:
             raise self._fail(frame, str(error)) from None
-        return Message(self._specs[frame.index].name, frame.step, array, frame.digest, frame.total)
+        return Message(self._specs[frame.tensor].name, frame.step, array, frame.digest, frame.total)
 
     def consume(self, nbytes: int) -> None:
         """Counts one message as taken by this party."""

@@ -24,7 +24,8 @@ class Limits:
       max_message_bytes: Largest tensor, in bytes.
       max_name_bytes: Longest tensor name or control topic, in bytes of UTF-8.
       max_tensors: Most tensors that one hello may list.
-      window_steps: How many messages per tensor a sender may be ahead of the receiver (together for all tensors).
+      window_steps: How many messages per tensor a sender may be ahead of the receiver (together for all
+      tensors).
       max_outstanding_bytes: Bytes sent that the receiver has not yet consumed. One message always passes.
       max_unread_controls: Control messages that wait to be read, all topics together.
       max_control_bytes: Largest control message, in bytes of JSON.
@@ -66,6 +67,8 @@ class Limits:
         return min(self.max_outstanding_bytes, MAX_UNACKNOWLEDGED_BYTES)
 
 
+DEFAULT_LIMITS = Limits()
+
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 
 
@@ -75,7 +78,8 @@ class Endpoint:
 
     Attributes:
       role: This party's role; it must be the one in its hello.
-      address: ``"host:port"``; the address to listen on, or the peer's address to dial. IPv6 hosts in brackets.
+      address: ``"host:port"``; the address to listen on, or the peer's address to dial. IPv6 hosts in
+      brackets.
       listen: True for the side that listens (leader), False for the side that dials (follower).
 
     Raises:
@@ -90,6 +94,7 @@ class Endpoint:
         match = _ADDRESS.fullmatch(self.address) if isinstance(self.address, str) else None
         if match is None or not 1 <= int(match.group(2)) <= 65535:
             raise ConfigError(
-                f"address {self.address!r} of the {self.role}: expected 'host:port' with a port of 1 to 65535, "
+                f"address {self.address!r} of the {self.role}: expected 'host:port' with a port of 1 to "
+                "65535, "
                 "for example 'localhost:50051' or '[::1]:50051'"
             )

@@ -1,15 +1,15 @@
 """The conversation with one peer as a pure state machine: bytes in -> events out, and bytes to send.
 
-No sockets, no threads, no clocks: the time is an argument. :class:`~efl.transport.channel.Channel` is the shell around
-it. One :class:`Link` lives as long as one conversation::
+No sockets, no threads, no clocks: the time is an argument. :class:`~efl.transport.channel.Channel` is the
+shell around it. One :class:`Link` lives as long as one conversation::
 
     HELLO --(peer's hello, no disagreement)--> AGREED --(peer's ACCEPT)--> OPEN --> OVER
                                                                            (goodbyes, refusal, abort, error)
 
-Frames of kind DATA, CONTROL and BYE carry a sequence number. The receiver takes them in order and says in every frame
-it sends how far it has come; the sender keeps what has not been acknowledged (bounded) for a replay. Acknowledgement and
-credit ride on frames that travel anyway; a frame of their own is sent only when too much is unannounced, or when the
-peer says that it is waiting for credit.
+Frames of kind DATA, CONTROL and BYE carry a sequence number. The receiver takes them in order and says in
+every frame it sends how far it has come; the sender keeps what has not been acknowledged (bounded) for a
+replay. Acknowledgement and credit ride on frames that travel anyway; a frame of their own is sent only when
+too much is unannounced, or when the peer says that it is waiting for credit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import collections
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from efl.errors import ConfigError, EflError, PeerLost, ProtocolError
 from efl.transport import frame as wire
 from efl.transport import handshake
+from efl.transport.events import Aborted, Accepted, Control, Event, Goodbye, Refused
 from efl.transport.frame import FLAG_HUNGRY, Frame, Kind
 from efl.transport.handshake import Hello, TensorSpec
 from efl.transport.inbound import Inbound, Message
@@ -44,64 +45,9 @@ class State(enum.Enum):
     OVER = "over"
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """Both sides agree; tensors may travel."""
-
-    peer: Hello
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The parties disagree (``reasons``), or the peer is busy with another conversation."""
-
-    reasons: tuple[str, ...]
-    busy: bool = False
-
-
-@dataclass(frozen=True)
-class Control:
-    """A control message of the peer."""
-
-    topic: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Goodbye:
-    """The peer will send nothing more."""
-
-
-@dataclass(frozen=True)
-class Aborted:
-    """The peer's program failed. ``text`` is empty unless the error was one of efl's own."""
-
-    error_type: str
-    text: str
-
-
-Event = Accepted | Refused | Message | Control | Goodbye | Aborted
-
-
-def refusal(reasons: list[str], busy: bool = False) -> bytes:
-    """A frame that ends a connection before any conversation: "busy", or "that was no hello"."""
-    return wire.encode(Kind.REFUSE, json.dumps({"busy": busy, "reasons": reasons}).encode())
-
-
-def read_first(message: bytes, limits: Limits) -> Hello:
-    """The hello that a new connection must open with.
-
-    Raises:
-      ProtocolError: It opens with something else.
-    """
-    frames = wire.decode(message)
-    if frames[0].kind is not Kind.HELLO:
-        raise ProtocolError(f"expected a hello first, got {frames[0].kind.name}")
-    return handshake.parse(frames[0].payload, limits)[0]
-
-
 class Link:
-    """One conversation. Not thread-safe; errors leave it OVER with an ABORT for the peer among the bytes to send.
+    """One conversation. Not thread-safe; errors leave it OVER with an ABORT for the peer among the bytes to
+    send.
 
     Attributes:
       state: Where the conversation stands.
@@ -197,7 +143,7 @@ class Link:
             keep=True,
             dtype=out.code,
             shape=out.shape,
-            index=out.index,
+            tensor=out.index,
             step=out.step,
             total=out.total,
             offset=out.offset,
@@ -231,7 +177,9 @@ class Link:
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{where}: the body must be a JSON object: {error}") from error
         if len(text) > self._max_control:
-            raise ConfigError(f"{where}: {len(text)} bytes; max_control_bytes of the two parties is {self._max_control}")
+            raise ConfigError(
+                f"{where}: {len(text)} bytes; max_control_bytes of the two parties is {self._max_control}"
+            )
         self._put(Kind.CONTROL, text, keep=True)
 
     def goodbye(self) -> None:
@@ -243,7 +191,8 @@ class Link:
     def abort(self, error: BaseException) -> None:
         """Drops what is queued and tells the peer that this side failed; the conversation is over.
 
-        The peer learns the type of the error; its text only when it is one of efl's own (other texts may quote data).
+        The peer learns the type of the error; its text only when it is one of efl's own (other texts may
+        quote data).
         """
         if self.state is State.OVER:
             return
@@ -279,7 +228,8 @@ class Link:
         if now - self._heard > self._limits.dead_seconds:
             self.state = State.OVER
             raise PeerLost(
-                f"{self.peer_label} has been silent for more than dead_seconds={self._limits.dead_seconds:g}: "
+                f"{self.peer_label} has been silent for more than "
+                f"dead_seconds={self._limits.dead_seconds:g}: "
                 f"{self.last_heard(now)}. Is its process alive, and the line between the parties up?"
             )
         if now - self._said >= self._limits.heartbeat_seconds:
@@ -296,8 +246,8 @@ class Link:
             return "nothing was heard of it"
         what = frame.kind.name.lower()
         sends = [t.name for t in self.peer.tensors if t.direction == "send"] if self.peer else []
-        if frame.kind is Kind.DATA and frame.index < len(sends):
-            what = f"tensor {sends[frame.index]!r} of step {frame.step}"
+        if frame.kind is Kind.DATA and frame.tensor < len(sends):
+            what = f"tensor {sends[frame.tensor]!r} of step {frame.step}"
         return f"last heard {max(0.0, now - self._heard):.1f} s ago ({what})"
 
     # ---- bytes in
@@ -330,7 +280,7 @@ class Link:
         return events
 
     def reject(self, error: ProtocolError) -> ProtocolError:
-        """The peer broke the protocol: tells it so, ends the conversation, returns the error with the peer's name."""
+        """The peer broke the protocol: tells it, ends the conversation, returns the error with its name."""
         named = ProtocolError(f"{self.peer_label} broke the protocol: {error}")
         self.abort(ProtocolError(f"the {self._hello.role} refuses what it received: {error}"))
         return named
@@ -381,7 +331,9 @@ class Link:
                     f"a control message of {len(frame.payload)} bytes; at most {self._limits.max_control_bytes}"
                 )
             body = handshake.read_json(frame.payload, "control message")
-            if not (isinstance(body, list) and len(body) == 2 and isinstance(body[0], str) and isinstance(body[1], dict)):
+            if not (
+                isinstance(body, list) and len(body) == 2 and isinstance(body[0], str) and isinstance(body[1], dict)
+            ):
                 raise ProtocolError("malformed control message")
             if not 0 < len(body[0].encode("utf-8", "replace")) <= self._limits.max_name_bytes:
                 raise ProtocolError(f"a control topic of {len(body[0])} characters")
@@ -427,7 +379,8 @@ class Link:
             smaller["max_message_bytes"],
         )
         self._max_control = smaller["max_control_bytes"]
-        # Announce often enough that a sender's kept frames stay few, seldom enough that a message that is answered
+        # Announce often enough that a sender's kept frames stay few, seldom enough that a message that is
+        # answered
         # (a training step) costs no frame of its own.
         self._ack_bytes = max(1, min(4 * MIB, smaller["max_outstanding_bytes"] // 4))
         self._ack_messages = max(1, smaller["window_steps"] * max(1, self._inbound.window // mine.window_steps) // 2)
@@ -438,7 +391,8 @@ class Link:
         out = self._outbound
         if frame.ack > self._seq or frame.consumed > out.messages or frame.consumed_bytes > out.bytes:
             raise ProtocolError(
-                f"it acknowledges {frame.ack} frames and {frame.consumed} tensors of {frame.consumed_bytes} bytes; "
+                f"it acknowledges {frame.ack} frames and {frame.consumed} tensors of {frame.consumed_bytes} "
+                "bytes; "
                 f"only {self._seq} frames and {out.messages} tensors of {out.bytes} bytes were sent"
             )
         if frame.ack > self._acked:
@@ -467,5 +421,7 @@ class Link:
 def _agreed(sender: Hello, receiver: Hello) -> list[TensorSpec]:
     shapes = {t.name: t.shape for t in receiver.tensors if t.direction == "recv"}
     return [
-        replace(t, shape=handshake.merged_shape(t.shape, shapes[t.name])) for t in sender.tensors if t.direction == "send"
+        replace(t, shape=handshake.merged_shape(t.shape, shapes[t.name]))
+        for t in sender.tensors
+        if t.direction == "send"
     ]

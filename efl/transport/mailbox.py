@@ -25,6 +25,7 @@ class Slot(Generic[T]):
         self._queue: queue.SimpleQueue[T | EflError] = queue.SimpleQueue()
 
     def put(self, item: T | EflError) -> None:
+        """Wakes the thread with an item or an error."""
         self._queue.put(item)
 
     def wait(self, timeout: float | None) -> T | EflError | None:
@@ -92,4 +93,3 @@ class Mailbox(Generic[T]):
             for slot in slots:
                 slot.put(make_error(key))
         self._slots.clear()
-

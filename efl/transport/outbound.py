@@ -85,7 +85,8 @@ class Outbound:
             raise ConfigError(f"{where}: shape {spec.shape} was agreed, the array has {encoded.shape}")
         if len(encoded.payload) > self._max_message:
             raise ConfigError(
-                f"{where}: {len(encoded.payload)} bytes; max_message_bytes of the two parties allows {self._max_message}"
+                f"{where}: {len(encoded.payload)} bytes; max_message_bytes of the two parties allows "
+                f"{self._max_message}"
             )
         return Outgoing(name, index, step, encoded, digest)
 

@@ -83,7 +83,7 @@ def _listen(talk: Conversation, timeout: float) -> Hello:
     raise PeerLost(
         f"the {talk.hello.role} listened on {address} for {timeout:g} s and no {talk.partner} came"
         + (f" (last: {note})" if note else "")
-        + f". Is the {talk.partner} started, is its peer address this machine's {address}, does a firewall block the port?"
+        + f". Is the {talk.partner} started, does it dial this machine at {address}, does a firewall block the port?"
     )
 
 
@@ -113,7 +113,8 @@ def _dial(talk: Conversation, timeout: float) -> Hello:
     if talk.over:
         raise LinkError(f"the {talk.hello.role} has closed this channel while it looked for the {talk.partner}")
     raise PeerLost(
-        f"the {talk.hello.role} found no {talk.partner} at {address} within {timeout:g} s (last: {note}). Is the "
+        f"the {talk.hello.role} found no {talk.partner} at {address} within {timeout:g} s (last: {note}). "
+        "Is the "
         f"{talk.partner} started, is {address} its address, does a firewall block the port?"
     )
 
@@ -132,6 +133,7 @@ def _outcome(talk: Conversation, connection: stream.Connection, seconds: float) 
 
 
 def _peer(talk: Conversation) -> Hello:
-    assert talk.link is not None and talk.link.peer is not None
+    assert talk.link is not None
+    assert talk.link.peer is not None
     logger.info("%s: connected to %s", talk.hello.role, talk.link.peer_label)
     return talk.link.peer

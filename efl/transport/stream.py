@@ -33,7 +33,7 @@ _FIRST_MESSAGE_SECONDS = 10.0
 
 
 class Outbox:
-    """The messages of one direction, as the iterator that gRPC draws from. Small frames that wait together are joined."""
+    """The messages of one direction; gRPC draws from it. Small frames that wait together are joined."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -179,7 +179,7 @@ class _Served(Connection):
 
 
 class _DaemonPool(futures.ThreadPoolExecutor):
-    """A thread per call, and none that the interpreter waits for at exit: a stream lasts as long as the run does."""
+    """A thread per call, and the interpreter waits for none at exit: a stream lasts as long as the run."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         future: futures.Future[Any] = futures.Future()
@@ -209,7 +209,9 @@ class Listener:
         """
         self._handler = handler
         self._server = grpc.server(
-            _DaemonPool(max_workers=_MAX_CONNECTIONS), options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CONNECTIONS
+            _DaemonPool(max_workers=_MAX_CONNECTIONS),
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=_MAX_CONNECTIONS,
         )
         method = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
@@ -220,7 +222,8 @@ class Listener:
         if not port:
             self._server.stop(None)
             raise ConfigError(
-                f"the {endpoint.role} cannot listen on {endpoint.address!r}: another program holds the port, or the "
+                f"the {endpoint.role} cannot listen on {endpoint.address!r}: another program holds the "
+                "port, or the "
                 "host is not this machine's. Stop the other program or choose another address (--local_addr)"
             )
         self._server.start()
@@ -246,7 +249,8 @@ class Listener:
         except grpc.RpcError as error:
             why = _reason(error)
         except Exception:
-            # gRPC raises bare exceptions here when a call breaks; the handler reports its own and never raises.
+            # gRPC raises bare exceptions here when a call breaks; the handler reports its own and never
+            # raises.
             why = "the connection was reset"
         finally:
             silent.cancel()
