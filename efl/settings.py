@@ -42,6 +42,8 @@ _VARIABLES = {
     "peer_name": "EFL_SSL_TARGET_NAME_OVERRIDE",
 }
 _TLS_FIELDS = tuple(_VARIABLES)
+_WHOLE = (str, numbers.Integral)
+_REAL = (str, numbers.Real)
 _WORKER_TYPES = ("chief", "master", "worker")
 
 
@@ -150,7 +152,7 @@ class Settings:
         # From the weakest source to the strongest.
         for name, value, source in (
             *_from_environment(os.environ if environ is None else environ),
-            *_from_command_line(arguments),
+            *command_line_settings(arguments),
             *((name, value, name) for name, value in overrides.items() if value is not None),
         ):
             given[name] = _PARSERS[name](value, source)
@@ -229,11 +231,11 @@ def _is_loopback(host: str) -> bool:
 def _integer(low: int, what: str) -> Callable[[Any, str], int]:
     def parse(value: Any, source: str) -> int:
         try:
-            if isinstance(value, bool) or not isinstance(value, (str, numbers.Integral)):
-                raise ValueError
-            number = int(value)
+            number = None if isinstance(value, bool) or not isinstance(value, _WHOLE) else int(value)
         except ValueError:
-            raise ConfigError(f"{source}={value!r}: expected {what}, a whole number") from None
+            number = None
+        if number is None:
+            raise ConfigError(f"{source}={value!r}: expected {what}, a whole number")
         if number < low:
             raise ConfigError(f"{source}={value!r}: expected {what}, at least {low}")
         return number
@@ -243,9 +245,7 @@ def _integer(low: int, what: str) -> Callable[[Any, str], int]:
 
 def _seconds(value: Any, source: str) -> float:
     try:
-        if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
-            raise ValueError
-        number = float(value)
+        number = math.nan if isinstance(value, bool) or not isinstance(value, _REAL) else float(value)
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
@@ -292,8 +292,18 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
-def _from_command_line(argv: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
-    """Yields (field, value, where from) of the flags that efl knows, in order."""
+def command_line_settings(argv: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Finds the flags that efl knows on a command line.
+
+    Args:
+      argv: Command line without the program's name. What follows ``--`` is not looked at.
+
+    Yields:
+      (field of :class:`Settings`, text given for it, the flag), in the order of the command line.
+
+    Raises:
+      ConfigError: A flag lacks its value.
+    """
     rest = iter(argv)
     for argument in rest:
         if argument == "--":

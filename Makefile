@@ -1,0 +1,57 @@
+# Every target does its own set-up; on a fresh machine Python 3.10 or 3.11 and make are enough.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint bench docs lock clean
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+UV ?= uv
+export PYTHON
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+# One line per install is enough, and nothing may ask a question.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+help: ## Show this list.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.efl ## Make .venv with everything in it, from requirements.lock.
+
+# The versions and hashes of the lock, and nothing else.
+$(VENV)/.packages: requirements.lock .ci/find-python
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { \
+	  python=$$(.ci/find-python) && echo "making $(VENV) with $$python" && "$$python" -m venv --clear $(VENV); }
+	@echo "installing the packages of requirements.lock (the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	@touch $@
+
+# Editable, with the setuptools of the lock: nothing is fetched.
+$(VENV)/.efl: $(VENV)/.packages pyproject.toml setup.py
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Train MNIST, split between two processes, and compare with one process.
+	@$(BIN)/python example/mnist/demo.py $(ARGS)
+
+test: setup ## Run the tests.
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: setup ## Check style and types.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup ## Run every benchmark in its quick form.
+	@set -e; for benchmark in benchmarks/[!_]*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick $(ARGS); done
+
+docs: setup ## Build the documentation into site/.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open site/index.html"
+
+lock: ## Resolve requirements.lock anew (needs uv).
+	@$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --all-extras --upgrade \
+	  --no-emit-index-url --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+clean: ## Remove everything that was made here, .venv included.
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
