@@ -20,7 +20,7 @@ setup: $(VENV)/.efl ## Make .venv with everything in it, from requirements.lock.
 
 # The versions and hashes of the lock, and nothing else.
 $(VENV)/.packages: requirements.lock .ci/find-python
-	@$(BIN)/python -c 'import pip' 2>/dev/null || { \
+	@PYTHON=$(BIN)/python .ci/find-python >/dev/null 2>&1 || { \
 	  python=$$(.ci/find-python) && echo "making $(VENV) with $$python" && "$$python" -m venv --clear $(VENV); }
 	@echo "installing the packages of requirements.lock (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
