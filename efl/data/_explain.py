@@ -20,13 +20,22 @@ _TYPE = re.compile(
 _SEARCH_SECONDS = 10.0
 
 
-def came_from(error: tf.errors.OpError, node: str) -> bool:
+def text_of(error: Exception) -> str:
+    """Returns what TensorFlow said.
+
+    Where it quotes bytes of a record that are no UTF-8, its Python side fails to decode its own message and raises
+    ``UnicodeDecodeError`` instead of an ``OpError``.
+    """
+    return error.object.decode("utf-8", "replace") if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def came_from(error: Exception, node: str) -> bool:
     """Whether an error was raised by the op of that name."""
-    return re.search(rf"(\[\[|node ){re.escape(node)}\}}?\}}?\]\]", str(error)) is not None
+    return re.search(rf"(\[\[|node ){re.escape(node)}\}}?\}}?\]\]", text_of(error)) is not None
 
 
 def explain(
-    error: tf.errors.OpError, owner: str, table: FeatureTable, blocks: Sequence[Block], likeliest: int
+    error: Exception, owner: str, table: FeatureTable, blocks: Sequence[Block], likeliest: int
 ) -> DataError:
     """Returns the error of a reader in clear words.
 
@@ -37,8 +46,8 @@ def explain(
       blocks: What it reads.
       likeliest: Index of the block that was read last.
     """
-    message = str(error)
-    if isinstance(error, tf.errors.InvalidArgumentError):
+    message = text_of(error)
+    if isinstance(error, (tf.errors.InvalidArgumentError, UnicodeDecodeError)):
         return DataError(f"{owner}: {_parsing(message, table, blocks)}")
     if isinstance(error, tf.errors.NotFoundError):
         gone = [block.path for block in blocks if block.path in message]

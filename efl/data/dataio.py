@@ -263,11 +263,12 @@ class DataIO:
         """Returns a hook that calls :meth:`initialize_iter` when a session was created."""
         return _ReaderHook(self)
 
-    def explain(self, error: tf.errors.OpError) -> DataError | None:
+    def explain(self, error: Exception) -> DataError | None:
         """Says in clear words why reading failed.
 
         Args:
-          error: What ``session.run`` raised.
+          error: What ``session.run`` raised: an ``OpError``, or the ``UnicodeDecodeError`` that TensorFlow raises where
+            its message quotes a record that is no text.
 
         Returns:
           The error to raise instead, with file and record; ``None`` if this reader did not cause ``error`` or only
