@@ -10,7 +10,7 @@ from pathlib import Path
 import efl
 
 
-def flags(doc: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
+def flags(doc: str | None) -> argparse.Namespace:
     """Reads this folder's own flags; ``--federal_role`` and the like are efl's and are left alone."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -23,7 +23,7 @@ def flags(doc: str | None, arguments: list[str] | None = None) -> argparse.Names
     parser.add_argument("--eval_step", type=int, help="batches of an evaluation (default: all test data)")
     parser.add_argument("--max_iter", type=int, help="iterations (default: until the training data ends)")
     parser.add_argument("--log_step", type=int, default=50)
-    return parser.parse_known_args(arguments)[0]
+    return parser.parse_known_args()[0]
 
 
 def procedure(options: argparse.Namespace) -> efl.procedure_fn.Procedure:

@@ -6,14 +6,20 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import efl
 
 
-def flags(doc: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads this folder's own flags; ``--federal_role`` and the like are efl's and are left alone."""
+def flags(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
+    """Reads this folder's own flags; ``--federal_role`` and the like are efl's and are left alone.
+
+    Args:
+      doc: What ``--help`` begins with.
+      **more: Further flags: name and the arguments of argparse's ``add_argument``.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -24,7 +30,9 @@ def flags(doc: str | None, arguments: list[str] | None = None) -> argparse.Names
     parser.add_argument("--eval_every", type=int, metavar="N", help="evaluate every N steps (default: once, at the end)")
     parser.add_argument("--log_step", type=int, default=10)
     parser.add_argument("--save", type=Path, metavar="DIR", help="write ROLE.npz (weights) and ROLE.json (log) to DIR")
-    return parser.parse_known_args(arguments)[0]
+    for name, how in more.items():
+        parser.add_argument(f"--{name}", **how)
+    return parser.parse_known_args()[0]
 
 
 def procedure(options: argparse.Namespace) -> efl.procedure_fn.Procedure:

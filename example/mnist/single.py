@@ -9,18 +9,19 @@ import tensorflow.compat.v1 as tf
 
 import efl
 
-FLAGS = common.flags(__doc__)
-
 # Which parties' columns each model sees.
 MODELS = {"whole": ("leader", "follower"), "left": ("leader",), "right": ("follower",)}
+
+FLAGS = common.flags(__doc__, columns={"nargs": "+", "choices": MODELS, "default": list(MODELS)})
 
 
 def read(role, mode):
     part = "train" if mode == efl.MODE.TRAIN else "test"
     epochs = FLAGS.epochs if mode == efl.MODE.TRAIN else 1
     dataio = efl.data.DataIO(
-        f"{FLAGS.data_dir}/{role}_{part}", FLAGS.batch_size, 0, 1, num_epochs=epochs, name=f"{role}_{part}"
-    )
+        f"{FLAGS.data_dir}/{role}_{part}", FLAGS.batch_size, 0, 1,
+        num_epochs=epochs, name=role, drop_remainder=mode == efl.MODE.TRAIN,
+    )  # fmt: skip
     dataio.fixedlen_feature("feature", 14 * 28, dtype=tf.float32)
     dataio.fixedlen_feature("label", 1, dtype=tf.float32)
     return dataio, dataio.read()
@@ -47,7 +48,7 @@ def dense(inputs, units, seed):
 
 
 def make_model_fn(roles):
-    def model_fn(model, sample):
+    def model_fn(model, sample, is_training):
         label = tf.reshape(tf.cast(sample["label"], tf.int32), [-1])
         heads, hidden = [], []
         if "follower" in roles:
@@ -58,21 +59,25 @@ def make_model_fn(roles):
             with tf.variable_scope("leader/net"):
                 hidden.insert(0, dense(sample["leader"], 128, seed=1))
                 heads.append(dense(tf.concat(hidden, axis=-1), 10, seed=2))
-        model.add_metric("accuracy", tf.metrics.accuracy(label, tf.argmax(heads[-1], axis=-1)))
+        accuracy = tf.metrics.accuracy(label, tf.argmax(heads[-1], axis=-1))
+        model.add_metric("accuracy", accuracy)
+        if not is_training:
+            return accuracy
         return tf.add_n([tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y) for y in heads])
 
     def loss_fn(model, sample):
         with tf.variable_scope("single"):
-            return model_fn(model, sample)
+            return model_fn(model, sample, True)
 
     def eval_fn(model, sample):
         with tf.variable_scope("single", reuse=True):
-            return model_fn(model, sample)
+            return model_fn(model, sample, False)
 
     return loss_fn, eval_fn
 
 
-for name, roles in MODELS.items():
+for name in FLAGS.columns:
+    roles = MODELS[name]
     with tf.Graph().as_default():
         loss_fn, eval_fn = make_model_fn(roles)
         model = efl.Model()
