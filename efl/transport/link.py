@@ -288,8 +288,8 @@ class Link:
     def _handle(self, frame: Frame) -> Event | None:
         kind = frame.kind
         if kind is Kind.ABORT:
+            body = handshake.read_json(frame.payload, "message of failure")
             self.state = State.OVER
-            body = handshake.read_json(frame.payload, "abort")
             body = body if isinstance(body, dict) else {}
             return Aborted(str(body.get("type", "an error"))[:100], str(body.get("text", ""))[:_MAX_TEXT])
         if kind is Kind.REFUSE:
