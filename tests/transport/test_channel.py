@@ -242,7 +242,7 @@ def test_two_leaders_on_one_port():
 
 
 def test_a_host_that_is_not_ours():
-    with pytest.raises(ConfigError, match="cannot listen on '192.0.2.1:50051'.* not this machine's"):
+    with pytest.raises(ConfigError, match=r"cannot listen on '192.0.2.1:50051'.* not this machine's"):
         leader("192.0.2.1:50051").connect(5)
 
 
