@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl._quiet import no_deprecation_warnings
 from efl._task_scope import current_task_scope
 from efl.errors import DataError, ModelError
 
@@ -85,7 +86,8 @@ def dense_groups(
 def _dense(features: Mapping[str, Any], column: Any, group: str, sample: str) -> tf.Tensor:
     who = f"{sample}: group {group!r}, column {getattr(column, 'name', column)!r}"
     try:
-        spec = tf.feature_column.make_parse_example_spec([column])
+        with no_deprecation_warnings():
+            spec = tf.feature_column.make_parse_example_spec([column])
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{who}: expected a tf.feature_column, got {_what(column)}") from error
     missing = sorted(set(spec) - set(features))
@@ -99,7 +101,7 @@ def _dense(features: Mapping[str, Any], column: Any, group: str, sample: str) ->
     task = current_task_scope().task
     try:
         with tf.variable_scope(place if task is None else f"{task}/{place}", reuse=tf.AUTO_REUSE) as scope:
-            with _own_collection(shared, scope.name):
+            with _own_collection(shared, scope.name), no_deprecation_warnings():
                 return tf.cast(tf.feature_column.input_layer(inputs, [column]), tf.float32)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{who}: {error}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import tensorflow.compat.v1 as tf
 
+from efl._quiet import no_deprecation_warnings
 from efl.errors import DataError
 
 _ZLIB_SUFFIXES = (".zlib", ".zz")
@@ -107,7 +108,9 @@ def first_damage(blocks: Iterable[Block], seconds: float) -> tuple[Block, int] |
     for block in blocks:
         row = 0
         try:
-            for _ in tf.io.tf_record_iterator(block.path, tf.io.TFRecordOptions(_OPTION[block.compression])):
+            with no_deprecation_warnings():
+                records = tf.io.tf_record_iterator(block.path, tf.io.TFRecordOptions(_OPTION[block.compression]))
+            for _ in records:
                 row += 1
                 if not row % 4096 and time.monotonic() > give_up:
                     return None

@@ -1,0 +1,148 @@
+"""Readers and samples of two processes, over the real wire."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.records import example, write
+from tests.parties import PartyResult, run_parties
+
+SCRIPT = """
+import json, sys
+import efl
+import tensorflow.compat.v1 as tf
+
+role = next(a for a in sys.argv if a.startswith("--federal_role=")).split("=")[1]
+options = json.loads(sys.argv[-1])
+steps = options.pop("steps", None)
+checkpoint_dir = options.pop("checkpoint_dir", None)
+batch_size = options.pop("batch_size", 4)
+
+
+class Ids(tf.train.SessionRunHook):
+    def __init__(self, ids):
+        self.ids, self.seen = ids, []
+
+    def before_run(self, run_context):
+        return tf.train.SessionRunArgs(self.ids)
+
+    def after_run(self, run_context, run_values):
+        self.seen += run_values.results.ravel().tolist()
+
+    def end(self, session):
+        print("ids", json.dumps(self.seen), flush=True)
+
+
+def input_fn(model, mode):
+    reader = efl.data.FederalDataIO(
+        role, batch_size, model.communicator, model.federal_role, 0, 1, **options)
+    reader.fixedlen_feature("sample_id", 1, dtype=tf.int64)
+    reader.fixedlen_feature("x", 2)
+    features = reader.read()
+    model.add_hooks([reader.get_hook(), Ids(features["sample_id"])])
+    columns = {"x": [tf.feature_column.numeric_column("x", 2)]}
+    return efl.FederalSample(
+        features, columns, model.federal_role, model.communicator, sample_id_name="sample_id")
+
+
+def loss_fn(model, sample):
+    hidden = tf.layers.dense(sample["x"], 2)
+    if role == "follower":
+        model.send("hidden", hidden, require_grad=True)
+        return None
+    received = tf.reshape(model.recv("hidden", require_grad=True), [-1, 2])
+    return tf.reduce_mean(tf.square(tf.concat([hidden, received], 1) - 1.0))
+
+
+model = efl.FederalModel()
+model.input_fn(input_fn).loss_fn(loss_fn)
+model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.1)))
+model.compile()
+model.fit(efl.procedure_fn.train(steps), log_step=100, checkpoint_dir=checkpoint_dir)
+"""
+
+
+def write_blocks(folder: Path, blocks: dict[str, list[int]]) -> None:
+    for name, ids in blocks.items():
+        write(folder / name, [example({"sample_id": i, "x": [0.1 * i, 1.0]}) for i in ids])
+
+
+def run(
+    folder: Path, leader: dict[str, Any] | None = None, follower: dict[str, Any] | None = None, **both: Any
+) -> dict[str, PartyResult]:
+    args = {"leader": [json.dumps({**both, **(leader or {})})], "follower": [json.dumps({**both, **(follower or {})})]}
+    return run_parties({"leader": SCRIPT, "follower": SCRIPT}, args=args, cwd=folder, timeout=90)
+
+
+def seen(result: PartyResult) -> list[int]:
+    assert result.returncode == 0, result.output
+    found = re.search(r"^ids (\[.*\])$", result.output, re.MULTILINE)
+    assert found is not None, result.output
+    return list(json.loads(found.group(1)))
+
+
+BLOCKS = {f"part-{k}": list(range(10 * k, 10 * k + 7)) for k in range(3)}
+ALL = [i for ids in BLOCKS.values() for i in ids]
+
+
+def test_both_parties_draw_the_same_random_order(tmp_path: Path) -> None:
+    for role in ("leader", "follower"):
+        write_blocks(tmp_path / role, BLOCKS)
+    results = run(tmp_path, shuffle=True, num_epochs=2)
+    leader = seen(results["leader"])
+    assert leader == seen(results["follower"]) and sorted(leader) == sorted(2 * ALL) and leader != 2 * ALL
+
+
+def test_a_stopped_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
+    for role in ("leader", "follower"):
+        write_blocks(tmp_path / role, BLOCKS)
+    options = {"shuffle": True, "seed": 5, "checkpoint_dir": "saved"}
+    first = run(tmp_path, steps=3, **options)
+    rest = run(tmp_path, follower={"seed": 6}, **options)
+    begun, ended = seen(first["leader"]), seen(rest["leader"])
+    assert (seen(first["follower"]), seen(rest["follower"])) == (begun, ended)
+    assert len(begun) == 12 and sorted(begun + ended) == ALL
+
+
+def failed(results: dict[str, PartyResult]) -> tuple[str, str]:
+    assert all(result.returncode != 0 for result in results.values()), results
+    return results["leader"].output, results["follower"].output
+
+
+def test_settings_that_differ_end_the_handshake_on_both_sides(tmp_path: Path) -> None:
+    for role in ("leader", "follower"):
+        write_blocks(tmp_path / role, BLOCKS)
+    for output in failed(run(tmp_path, leader={"batch_size": 8}, follower={"num_epochs": 3})):
+        assert "train/dataio/batch_size" in output and "train/dataio/num_epochs" in output
+
+
+@pytest.mark.parametrize("mode", ["local", "data-join"])
+def test_a_missing_block_ends_both_sides_and_is_named(tmp_path: Path, mode: str) -> None:
+    write_blocks(tmp_path / "leader", BLOCKS)
+    write_blocks(tmp_path / "follower", {name: BLOCKS[name] for name in ("part-0", "part-2")})
+    leader, follower = failed(run(tmp_path, data_mode=mode))
+    for output in (leader, follower):
+        assert "DataError" in output or "PeerFailed" in output
+        assert "'part-1'" in output
+
+
+def test_ids_out_of_line_end_both_sides_with_block_and_row(tmp_path: Path) -> None:
+    write_blocks(tmp_path / "leader", BLOCKS)
+    write_blocks(tmp_path / "follower", {**BLOCKS, "part-1": [10, 11, 12, 14, 13, 15, 16]})
+    for output in failed(run(tmp_path)):
+        assert "SampleMismatch" in output and "part-1" in output and re.search(r"row 3\b", output)
+
+
+def test_a_cut_off_file_ends_both_sides_and_is_named(tmp_path: Path) -> None:
+    for role in ("leader", "follower"):
+        write_blocks(tmp_path / role, BLOCKS)
+    path = tmp_path / "follower" / "part-1"
+    path.write_bytes(path.read_bytes()[:-5])
+    leader, follower = failed(run(tmp_path))
+    assert re.search(r"DataError: .*cannot read record 6 of .*part-1", follower)
+    assert "PeerFailed" in leader
