@@ -1,0 +1,197 @@
+"""From a user's functions to one program per task and mode."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tensorflow.compat.v1 as tf
+
+from efl import _gradients as gradients
+from efl._program import Metric, Program, as_metrics
+from efl._task_scope import MODE, TaskScope, task_scope
+from efl._tensorflow import reference_variables
+from efl.communicator import as_graph_tensor
+from efl.errors import ModelError
+from efl.sample import Sample
+
+if TYPE_CHECKING:
+    from efl.model import Model
+
+_log = logging.getLogger("efl")
+
+
+def compile_model(model: Model) -> None:
+    """Builds the training and evaluation programs of every task of a model.
+
+    Raises:
+      ModelError: Something is missing or wrong in the definition.
+    """
+    tasks = list(dict.fromkeys([*model._input_fns, *model._loss_fns, *model._eval_fns, *model._opt_fns]))
+    if not tasks:
+        raise ModelError("the model has no functions yet: set input_fn, loss_fn and optimizer_fn before compile()")
+    for task in tasks:
+        name = "the model" if task is None else f"task {task!r}"
+        if task not in model._loss_fns and task not in model._eval_fns:
+            raise ModelError(f"{name} has neither a loss_fn nor an eval_fn")
+        if task not in model._input_fns:
+            raise ModelError(f"{name} has no input_fn")
+        if task in model._loss_fns:
+            with task_scope(MODE.TRAIN, task) as scope:
+                _compile_training(model, scope, name)
+        if task in model._eval_fns:
+            with task_scope(MODE.EVAL, task) as scope:
+                _compile_evaluation(model, scope, name)
+    refs = reference_variables(tf.get_default_graph())
+    if refs:
+        raise ModelError(
+            f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); write "
+            "tf.enable_resource_variables() after it, before the first variable is made"
+        )
+
+
+def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
+    program = model._program(scope)
+    updates_before = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+    with _metric_variables(program):
+        program.sample = _read(model, scope)
+        returned = _call(model._loss_fns[scope.task], f"loss_fn of {name}", model, program.sample)
+    loss = None
+    if returned is not None and not model._is_driven_by_peer(scope, returned):
+        loss = as_graph_tensor(returned, f"loss_fn of {name} returned something that is no loss")
+        if not loss.dtype.is_floating:
+            raise ModelError(f"loss_fn of {name} returned a {loss.dtype.name} tensor: expected floating point")
+        loss = model._opt_config.to_scalar(loss, f"loss_fn of {name}")
+    program.loss = loss
+    sent, received = model._sent(scope), model._received(scope)
+    assignments = _assignments(model, scope, name)
+    variables = list(dict.fromkeys(v for held, _ in assignments.values() for v in held))
+    if assignments and loss is None and not sent:
+        raise ModelError(
+            f"loss_fn of {name} returned no loss of its own, and no send requires a gradient: nothing would train. Return a "
+            "loss, or send with require_grad=True"
+        )
+    derived = gradients.differentiate(loss, sent, variables, [tensor for _, tensor in received])
+    model._return_gradients(scope, derived.received)
+    by_variable = dict(zip(variables, derived.variables))
+    exchange = model._exchange_ops(scope, program.sample)
+    gate = [op for g in derived.variables for op in gradients.finished(g)] + derived.received + exchange
+    gate += [] if loss is None else [loss]
+    updates = []
+    for optimizer, (held, where) in assignments.items():
+        if gradients.differentiates_itself(optimizer):
+            pairs = optimizer.compute_gradients(gradients.surrogate(loss, sent), var_list=held)
+            gate += [op for g, _ in pairs for op in gradients.finished(g)]
+        else:
+            pairs = [(by_variable[v], v) for v in held]
+        pairs = [(g, v) for g, v in pairs if g is not None]
+        if not pairs:
+            raise ModelError(
+                f"{type(optimizer).__name__} of {name}{f' for scope {where}' if where else ''} has nothing to train: the "
+                f"objective depends on none of {', '.join(v.op.name for v in held) or 'its variables (there are none)'}"
+            )
+        program.optimizers[optimizer] = ([v for _, v in pairs], where)
+        updates.append((optimizer, pairs))
+    # Everything that reads a variable in this step is in the gate, so no update can run ahead of a reader of the old value.
+    with tf.control_dependencies(gate):
+        applied = [optimizer.apply_gradients(pairs) for optimizer, pairs in updates]
+        applied.append(tf.no_op())
+    with tf.control_dependencies(applied):
+        counted = tf.assign_add(model.global_step, 1)
+    moving = [op for op in tf.get_collection(tf.GraphKeys.UPDATE_OPS) if op not in updates_before]
+    program.set_op(tf.group(counted, *exchange, *program.step_ops(), *moving, name=_op_name("train", scope)))
+
+
+def _compile_evaluation(model: Model, scope: TaskScope, name: str) -> None:
+    program = model._program(scope)
+    before = set(tf.trainable_variables())
+    with _metric_variables(program):
+        program.sample = _read(model, scope)
+        returned = _call(model._eval_fns[scope.task], f"eval_fn of {name}", model, program.sample)
+    made = [v.op.name for v in tf.trainable_variables() if v not in before]
+    if made and model._loss_fns:
+        raise ModelError(
+            f"eval_fn of {name} made trainable variables that no loss trains: {', '.join(made)}. Evaluation would run on fresh "
+            "weights: build the model under tf.variable_scope(…, reuse=tf.AUTO_REUSE), with the same name in loss_fn"
+        )
+    metrics = as_metrics(returned, f"eval_fn of {name}")
+    known = [part for m in program.metrics.values() for part in (m.value, m.update)]
+    for index, metric in enumerate(metrics):
+        parts = metric if isinstance(metric, (tuple, list)) else [metric]
+        if any(part is held for part in parts for held in known):
+            continue  # the user added it under a name of its own
+        if isinstance(metric, tf.Operation):
+            program.extra_ops.append(metric)
+        else:
+            label = "eval" if len(metrics) == 1 else f"eval_{index}"
+            program.metrics.setdefault(label, Metric.parse(label, metric))
+    exchange = model._exchange_ops(scope, program.sample)
+    program.set_op(tf.group(*exchange, *program.step_ops(), name=_op_name("eval", scope)))
+
+
+class _metric_variables:
+    """Collects the metric variables that are made inside the block."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __enter__(self) -> None:
+        self._before = set(tf.get_collection(tf.GraphKeys.METRIC_VARIABLES))
+
+    def __exit__(self, *exc: object) -> None:
+        made = [v for v in tf.get_collection(tf.GraphKeys.METRIC_VARIABLES) if v not in self._before]
+        self._program.metric_variables = made
+        self._program.metrics_initializer = tf.variables_initializer(made)
+
+
+def _read(model: Model, scope: TaskScope) -> Sample:
+    assert scope.mode is not None
+    what = f"input_fn of {'the model' if scope.task is None else f'task {scope.task!r}'} for {scope.mode.name}"
+    sample = _call(model._input_fns[scope.task], what, model, scope.mode)
+    if not isinstance(sample, Sample):
+        raise ModelError(
+            f"{what} returned a {type(sample).__name__}: expected an efl.Sample or efl.FederalSample"
+            + (" (the task has an eval_fn, so there must be input for it)" if scope.mode is MODE.EVAL else "")
+        )
+    return sample
+
+
+def _call(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        expected = {"input_fn": "(model, mode)", "loss_fn": "(model, sample)", "eval_fn": "(model, sample)"}
+        raise ModelError(
+            f"{what} is called with {expected.get(what.split()[0], '(model, task)')}, which it does not take: {error}"
+        ) from None
+    except ValueError:
+        pass  # a callable without a signature
+    return function(*arguments)
+
+
+def _assignments(model: Model, scope: TaskScope, name: str) -> dict[Any, tuple[list[tf.Variable], str | None]]:
+    function = model._opt_fns.get(scope.task)
+    if function is None:
+        if tf.trainable_variables():
+            raise ModelError(f"{name} has a loss_fn and trainable variables but no optimizer_fn")
+        return {}
+    returned = _call(function, f"optimizer_fn of {name}", model, scope.task)
+    if not isinstance(returned, Mapping):
+        raise ModelError(
+            f"optimizer_fn of {name} returned a {type(returned).__name__}: expected {{optimizer: (variables, scope)}}, as "
+            "efl.optimizer_fn.optimizer_setter makes it"
+        )
+    result = {}
+    for optimizer, assigned in returned.items():
+        if not (isinstance(assigned, (tuple, list)) and len(assigned) == 2):
+            raise ModelError(f"optimizer_fn of {name}: {assigned!r:.100} is not a (variables, scope) pair")
+        result[optimizer] = (list(assigned[0]), assigned[1])
+    if not any(held for held, _ in result.values()):
+        return {}
+    return result
+
+
+def _op_name(what: str, scope: TaskScope) -> str:
+    return f"efl_{what}_op" if scope.task is None else f"efl_{what}_op/{scope.task}"

@@ -1,0 +1,55 @@
+"""The step counter of a model that trains alone; the same interface as :class:`efl._exchange.Exchange`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class SoloScope:
+    """Where one (mode, task) of a model without a peer stands."""
+
+    wire: str
+    step: int = 0
+    running: int | None = None
+    last: int | None = None
+
+
+class Solo:
+    """Counts steps; there is nobody to wait for, to fail or to end early."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[str, SoloScope] = {}
+
+    def scope(self, wire: str) -> SoloScope:
+        """The state of a scope, made on first use."""
+        return self._scopes.setdefault(wire, SoloScope(wire))
+
+    def begin(self, scope: SoloScope) -> int | None:
+        """Starts the next step and returns its number."""
+        scope.running = scope.step + 1
+        return scope.running
+
+    def complete(self, scope: SoloScope) -> float:
+        """Ends the running step. Returns 0.0, the seconds waited for a peer."""
+        scope.step, scope.running = scope.step + 1, None
+        return 0.0
+
+    def interrupted(self, scope: SoloScope) -> bool:
+        """Whether a peer is why the running step failed: never."""
+        return False
+
+    def end(self, scope: SoloScope, reason: str) -> None:
+        """Ends the round of a scope in its running step."""
+        scope.step, scope.running, scope.last = scope.step + 1, None, None
+
+    def announce_last(self, scope: SoloScope, step: int) -> None:
+        """Marks a step as the last of its stage."""
+        scope.last = step
+
+    def is_last(self, scope: SoloScope, step: int) -> bool:
+        """Whether ``step`` was marked as the last."""
+        if scope.last is not None and scope.last <= step:
+            scope.last = None
+            return True
+        return False

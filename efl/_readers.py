@@ -1,0 +1,107 @@
+"""The readers behind a program's sample: starting them, starting them over, and what their errors mean.
+
+Readers of efl (``efl.data``) register themselves; iterators of the user's own are found by walking the graph from the
+features to their ``IteratorGetNext``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+from tensorflow.core.framework import attr_value_pb2
+
+from efl._program import Program, ancestors, feature_tensors
+from efl.errors import DataError
+
+_log = logging.getLogger("efl")
+READERS = "efl_readers"
+_DEPENDENT = ("Placeholder", "VarHandleOp", "Variable", "VariableV2")
+
+
+def initialize(session: tf.Session) -> None:
+    """Starts every reader whose hook was not added, and iterators of the user's own that nobody started.
+
+    An initializable iterator is started when its data set does not depend on placeholders or variables.
+    """
+    for reader in tf.get_collection(READERS):
+        reader.initialize_iter(session)
+    graph = session.graph
+    makers = [op for op in graph.get_operations() if op.type == "MakeIterator" and _independent(op)]
+    for op in makers:
+        session.run(op)
+
+
+def _independent(maker: tf.Operation) -> bool:
+    handle = maker.inputs[1].op
+    if handle.type not in ("IteratorV2", "Iterator"):
+        return False
+    return not any(op.type in _DEPENDENT for op in ancestors(maker.inputs[0].op))
+
+
+def own(program: Program) -> list[Any]:
+    """The efl readers that belong to a program."""
+    return [reader for reader in tf.get_collection(READERS) if reader.scope == program.scope]
+
+
+def restart(session: tf.Session, program: Program) -> None:
+    """Begins a program's data again, after its end."""
+    readers = own(program)
+    for reader in readers:
+        reader.restart(session)
+    if readers or program.sample is None:
+        return
+    for handle in _iterators(program):
+        op = _restart_op(session.graph, handle)
+        if op is None:
+            _log.warning(
+                "%s: the data of this task and mode ended, and its iterator %s cannot be started over (its data set is fed); "
+                "further runs will find no data",
+                program.scope,
+                handle.name,
+            )
+        else:
+            session.run(op)
+
+
+def _iterators(program: Program) -> Iterable[tf.Operation]:
+    tensors = feature_tensors(program.sample)
+    return {op.inputs[0].op for op in ancestors(*(t.op for t in tensors)) if op.type.startswith("IteratorGetNext")}
+
+
+def _restart_op(graph: tf.Graph, handle: tf.Operation) -> tf.Operation | None:
+    name = f"efl_restart/{handle.name}"
+    try:
+        return graph.get_operation_by_name(name)
+    except KeyError:
+        pass
+    with graph.as_default():
+        if handle.type == "OneShotIterator":
+            # The data set of a one-shot iterator is a function of the graph: call it again, into the same iterator.
+            listed = attr_value_pb2.AttrValue.ListValue
+            attrs = {
+                "Tin": attr_value_pb2.AttrValue(list=listed()),
+                "Tout": attr_value_pb2.AttrValue(list=listed(type=[tf.variant.as_datatype_enum])),
+                "f": attr_value_pb2.AttrValue(func=handle.get_attr("dataset_factory")),
+            }
+            made = graph.create_op("StatefulPartitionedCall", [], [tf.variant], name=f"{name}/data", attrs=attrs)
+            return tf.raw_ops.MakeIterator(dataset=made.outputs[0], iterator=handle.outputs[0], name=name)
+    for consumer in handle.outputs[0].consumers():
+        if consumer.type == "MakeIterator" and _independent(consumer):
+            return consumer
+    return None
+
+
+def raise_unless_end(program: Program, error: Exception, who: str) -> None:
+    """Returns where a step's failure means that this party's data ended; raises what it means otherwise."""
+    if isinstance(error, (tf.errors.OutOfRangeError, StopIteration)):
+        return
+    for reader in own(program):
+        explained = reader.explain(error)
+        if explained is not None:
+            raise explained
+    if isinstance(error, tf.errors.DataLossError):
+        raise DataError(f"{who} read damaged data in {program.scope}: {error.message}")
+    raise error

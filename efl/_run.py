@@ -1,0 +1,242 @@
+"""One ``fit``: connect, restore, run the procedure, save, say goodbye."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tensorflow.compat.v1 as tf
+
+from efl import _readers
+from efl._checkpoint import CheckpointStore
+from efl._session import HookedSession
+from efl._task_scope import MODE
+from efl.communicator import Communicator
+from efl.errors import CheckpointError
+from efl.hooks import Reporter
+from efl.procedure_fn import Procedure
+
+if TYPE_CHECKING:
+    from efl.model import Model
+
+_log = logging.getLogger("efl")
+_DEFAULT_SAVE_STEPS = 1000
+
+
+class Run:
+    """The state of one ``fit`` of a model.
+
+    Args:
+      model: Compiled.
+      procedure: What to run.
+      log_step: Steps between log lines.
+      project_name: Compared between the parties.
+      options: Settings given to ``fit``; None means that the model's settings stand.
+      save_graph: Also write the graph.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        procedure: Procedure | Callable[[Model], None],
+        log_step: int,
+        project_name: str,
+        options: Mapping[str, Any],
+        save_graph: bool,
+    ) -> None:
+        self._model = model
+        self._procedure = (
+            procedure
+            if isinstance(procedure, Procedure)
+            else Procedure("custom", {"function": getattr(procedure, "__name__", "procedure")}, procedure)
+        )
+        settings = replace(model.settings, **{k: v for k, v in options.items() if v is not None})
+        self._settings = settings
+        self._project_name = project_name
+        self._save_graph = save_graph
+        self._communicator: Communicator | None = getattr(model, "communicator", None)
+        self._role = settings.federal_role if self._communicator is not None else "local"
+        self._store: CheckpointStore | None = None
+        folder: Path | None = None
+        if settings.checkpoint_dir:
+            folder = Path(settings.checkpoint_dir) / self._role / str(settings.task_index)
+            self._store = CheckpointStore(folder, settings.keep_checkpoints)
+        self._saver: tf.train.Saver | None = None
+        self._saved = -1
+        logs = Path(settings.log_dir) / self._role if settings.log_dir else folder / "logs" if folder else None
+        model.history = []
+        self.reporter = Reporter(
+            self._role,
+            log_step,
+            model.history,
+            self._read,
+            lambda: model.steps_trained,
+            str(logs) if logs else None,
+        )
+
+    def execute(self) -> None:
+        """Runs everything; on an error tells the peer, and raises it."""
+        try:
+            restore = self._agree()
+            self._open(restore)
+            self._procedure(self._model)
+            self._save()
+            self._model.session.end(self._hooks())
+            if self._communicator is not None:
+                self._communicator.shutdown()
+        except BaseException as error:
+            if self._communicator is not None:
+                self._communicator.abort(error)
+            raise
+        finally:
+            self.reporter.close()
+
+    # ---- start -------------------------------------------------------------------------------------------------
+
+    def _agree(self) -> int | None:
+        """Connects, and returns the step of the checkpoint to restore, or None."""
+        model = self._model
+        mine = self._store.steps() if self._store is not None else []
+        seed = model.settings.seed if model.settings.seed is not None else secrets.randbits(63)
+        if self._communicator is None:
+            model.shared_seed = seed
+            restore = mine[-1] if mine else None
+        else:
+            terms = {"procedure": self._procedure.describe(), "project_name": self._project_name}
+            facts = {
+                "checkpoints": mine,
+                "has_checkpoint_dir": self._store is not None,
+                "steps_trained": model.steps_trained,
+                "seed": seed,
+            }
+            peer = self._communicator.connect(terms, facts)
+            model.shared_seed = seed if self._role == "leader" else int(peer["seed"])
+            restore = self._common(mine, peer)
+        if restore is None and not self._procedure.trains and self._store is not None and not self._is_warm:
+            raise CheckpointError(
+                f"{self._procedure.describe()} evaluates a checkpoint, and {self._store.folder} holds none; train first, or "
+                "leave checkpoint_dir out to evaluate initial weights"
+            )
+        return restore
+
+    @property
+    def _is_warm(self) -> bool:
+        return self._model._session is not None
+
+    def _common(self, mine: list[int], peer: Mapping[str, Any]) -> int | None:
+        assert self._communicator is not None
+        theirs = [int(step) for step in peer.get("checkpoints", [])]
+        role, other = self._role, self._communicator.peer_role
+        if bool(peer.get("has_checkpoint_dir")) != (self._store is not None):
+            lacking = other if self._store is not None else role
+            _log.warning("%s has no checkpoint_dir: this run cannot be recovered", lacking)
+        common = sorted(set(mine) & set(theirs))
+        if common:
+            return common[-1]
+        if mine or theirs:
+            raise CheckpointError(
+                f"the parties hold no checkpoint of the same step: {role} has {mine or 'none'}, {other} has {theirs or 'none'}; "
+                "give both the checkpoint_dir of one run, or both an empty one"
+            )
+        if int(peer.get("steps_trained", 0)) != self._model.steps_trained:
+            raise CheckpointError(
+                f"{role} has trained {self._model.steps_trained} steps and {other} {peer.get('steps_trained')}: a party was "
+                "restarted without a checkpoint; restart both, or train with checkpoint_dir"
+            )
+        return None
+
+    def _hooks(self) -> list[tf.train.SessionRunHook]:
+        return list(dict.fromkeys(hook for program in self._model._programs.values() for hook in program.hooks))
+
+    def _open(self, restore: int | None) -> None:
+        model = self._model
+        fresh = not self._is_warm
+        graph = tf.get_default_graph()
+        if fresh:
+            for hook in self._hooks():
+                hook.begin()
+        if self._store is not None:
+            held = list(dict.fromkeys([*tf.global_variables(), *tf.local_variables()]))
+            self._saver = tf.train.Saver(held, max_to_keep=0, save_relative_paths=True)
+        if fresh:
+            model._session = HookedSession(graph, model._session_config)
+            raw = model.session.raw_session()
+            raw.run([tf.global_variables_initializer(), tf.local_variables_initializer(), tf.tables_initializer()])
+            model._apply_initial_weights(raw)
+        raw = model.session.raw_session()
+        model.stage_mgr.reset()
+        if restore is not None:
+            self._restore(raw, restore)
+        if self._communicator is not None:
+            self._communicator.initialize(raw)
+        model.session.start(self._hooks())
+        if fresh or restore is not None:
+            _readers.initialize(raw)
+        else:
+            for program in model._programs.values():
+                if program.exhausted and program.scope.mode is MODE.TRAIN:
+                    _readers.restart(raw, program)
+        if self._save_graph and self._store is not None:
+            tf.io.write_graph(graph, str(self._store.folder), "graph.pbtxt")
+        _log.info("%s: %s of %s%s", self._role, self._procedure.describe(), self._project_name, self._from(restore))
+
+    @staticmethod
+    def _from(restore: int | None) -> str:
+        return "" if restore is None else f", from the checkpoint of step {restore}"
+
+    def _read(self, tensors: dict[str, tf.Tensor]) -> dict[str, Any]:
+        return self._model.session.raw_session().run(tensors) if tensors else {}
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _restore(self, raw: tf.Session, step: int) -> None:
+        assert self._store is not None and self._saver is not None
+        model = self._model
+        try:
+            self._saver.restore(raw, self._store.prefix(step))
+        except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._store.folder} is of another model: {error.message.splitlines()[0]}"
+            ) from None
+        state = self._store.state(step)
+        model.steps_trained = self._saved = int(state["steps_trained"])
+        for wire, count in state["scopes"].items():
+            model._pace.scope(wire).step = int(count)
+        if state["procedure"] == self._procedure.describe():
+            model.stage_mgr.restore(state["stage"])
+            model.shared_seed = int(state["shared_seed"])
+
+    def maybe_save(self) -> None:
+        """Called after each training step."""
+        every = self._settings.save_checkpoint_steps or _DEFAULT_SAVE_STEPS
+        if self._store is not None and self._model.steps_trained % every == 0:
+            self._save()
+
+    def stage_done(self) -> None:
+        """Called between stages."""
+        self._save()
+
+    def _save(self) -> None:
+        model = self._model
+        if (
+            self._store is None
+            or self._saver is None
+            or model.steps_trained == self._saved
+            or not self._procedure.trains
+        ):
+            return
+        state = {
+            "steps_trained": model.steps_trained,
+            "scopes": {s.wire: model._pace.scope(s.wire).step for s in model._programs},
+            "stage": model.stage_mgr.state(),
+            "procedure": self._procedure.describe(),
+            "shared_seed": model.shared_seed,
+        }
+        self._store.save(model.session.raw_session(), self._saver, model.steps_trained, state)
+        self._saved = model.steps_trained
+        _log.debug("%s: checkpoint of step %d (pid %d)", self._role, model.steps_trained, os.getpid())

@@ -1,0 +1,514 @@
+"""Send and receive inside a TensorFlow graph.
+
+A :class:`Communicator` turns a channel to the peer into graph ops. A send is a non-blocking ``numpy_function``; a receive
+is the dequeue of an :class:`~efl._inbox.Inbox`, which holds no thread while it waits. :class:`~efl.FederalModel` owns one
+and drives it; used by itself, a session with :attr:`Communicator.hook` does:
+
+    comm = efl.Communicator("leader", peer_addr="", local_addr="localhost:50051")
+    x = tf.reshape(comm.recv("x"), [-1, 8])
+    done = comm.send("y", tf.reduce_sum(x, axis=1))
+    with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+        sess.run(done)
+
+What a peer learns: every tensor that is sent to it, when each step happens, and the names, dtypes and static shapes of the
+exchange (handshake).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from efl import _sample_check as sample_check
+from efl._exchange import Disputed, Exchange, Scope
+from efl._inbox import Inbox
+from efl._task_scope import TaskScope, current_task_scope
+from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError
+from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
+
+ROLES = ("leader", "follower")
+_PEER = {"leader": "follower", "follower": "leader"}
+_READER_END = b"end"
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """The sample ids of a scope's batch, waiting for the first send of the scope to carry their digest."""
+
+    ids: tf.Tensor
+    block: tf.Tensor | None
+    row: tf.Tensor | None
+
+    def tensors(self) -> list[tf.Tensor]:
+        return [self.ids] if self.block is None or self.row is None else [self.ids, self.block, self.row]
+
+
+class Communicator:
+    """Channel of this party to its peer, as ops of the current graph.
+
+    Args:
+      federal_role: ``"leader"`` (listens) or ``"follower"`` (dials).
+      peer_addr: ``host:port`` that a follower dials; a leader may leave it empty.
+      local_addr: ``host:port`` that a leader listens on; a follower may leave it empty.
+      client_thread_num: Accepted for compatibility: one stream per pair of parties needs no pool.
+      server_thread_num: As ``client_thread_num``.
+      scanning_interval_milliseconds: How often waiting receives are looked at; default 30 000.
+      default_timeout_milliseconds: How long a receive may wait while the peer is alive; default 600 000.
+      connect_timeout: Seconds to wait for the peer at the start.
+      limits: Bounds on what a peer may send.
+
+    Raises:
+      ConfigError: Unknown role, or the address that the role needs is missing.
+    """
+
+    def __init__(
+        self,
+        federal_role: str,
+        peer_addr: str,
+        local_addr: str,
+        client_thread_num: int | None = None,
+        server_thread_num: int | None = None,
+        scanning_interval_milliseconds: int | None = None,
+        default_timeout_milliseconds: int | None = None,
+        *,
+        connect_timeout: float = 600.0,
+        limits: Limits | None = None,
+    ) -> None:
+        if federal_role not in ROLES:
+            raise ConfigError(f"federal_role={federal_role!r}: expected 'leader' or 'follower'")
+        address, option = (local_addr, "local_addr") if federal_role == "leader" else (peer_addr, "peer_addr")
+        if not address:
+            raise ConfigError(f"a {federal_role} needs {option} (host:port); it is empty")
+        for option_name, count in (
+            ("client_thread_num", client_thread_num),
+            ("server_thread_num", server_thread_num),
+        ):
+            if count is not None and count < 1:
+                raise ConfigError(f"{option_name}={count}: expected a positive number or None")
+        self.federal_role = federal_role
+        self.peer_role = _PEER[federal_role]
+        self.exchange = Exchange(
+            federal_role,
+            self.peer_role,
+            timeout=(600_000 if default_timeout_milliseconds is None else default_timeout_milliseconds) / 1000,
+            scan_interval=(30_000 if scanning_interval_milliseconds is None else scanning_interval_milliseconds) / 1000,
+        )
+        self._endpoint = Endpoint(federal_role, address, listen=federal_role == "leader")
+        self._connect_timeout = connect_timeout
+        self._limits = limits or Limits()
+        self._specs: dict[tuple[str, str], TensorSpec] = {}
+        self._inboxes: list[Inbox] = []
+        self._ids: dict[TaskScope, _Ids] = {}
+        self._terms: dict[str, Any] = {}
+        self._channel: Channel | None = None
+        self._hook: CommunicatorHook | None = None
+        self._reader_steps: dict[str, int] = {}
+
+    # ---- ops -------------------------------------------------------------------------------------------------------
+
+    def send(
+        self, name: str, tensor: tf.Tensor, *, scope: TaskScope | None = None, require_grad: bool = False
+    ) -> tf.Operation:
+        """Makes an op that sends ``tensor`` to the peer.
+
+        Args:
+          name: Identifies the tensor; the peer receives it under the same name and scope.
+          tensor: Any dense tensor; its dtype and static shape are compared with the peer's at the handshake.
+          scope: Mode and task it belongs to; the current task scope by default.
+          require_grad: Told to the peer at the handshake: it must return the gradient.
+
+        Returns:
+          The sending op. It does not block; it must run at most once in a step.
+
+        Raises:
+          ModelError: Not a graph tensor, or the name is taken in this scope.
+        """
+        scope = current_task_scope() if scope is None else scope
+        tensor = as_graph_tensor(tensor, f"send({name!r})")
+        wire = self._register("send", name, scope, tensor.dtype, tensor.shape, require_grad)
+        state = self.exchange.scope(scope.wire)
+        ids = self._ids.pop(scope, None)
+        extra = ids.tensors() if ids is not None else []
+        carries = ids is not None
+
+        def push(array: np.ndarray, *origin: np.ndarray) -> None:
+            batch = sample_check.Batch(*(np.asarray(o) for o in origin)) if carries else None
+            self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array), batch))
+
+        result = tf.numpy_function(push, [tensor, *extra], [], name=_op_name("efl_send", wire))
+        return result if isinstance(result, tf.Operation) else result.op
+
+    def recv(
+        self,
+        name: str,
+        dtype: tf.DType = tf.float32,
+        *,
+        shape: Any = None,
+        scope: TaskScope | None = None,
+        require_grad: bool = False,
+    ) -> tf.Tensor:
+        """Makes a tensor whose value is what the peer sends under ``name``.
+
+        Args:
+          name: The peer's name for it.
+          dtype: Its dtype, compared with the peer's at the handshake.
+          shape: Its static shape where known; unknown by default, so reshape before use.
+          scope: Mode and task it belongs to; the current task scope by default.
+          require_grad: Told to the peer at the handshake: this side will return the gradient.
+
+        Returns:
+          The received tensor. Each step that runs it takes exactly one message.
+
+        Raises:
+          ModelError: The name is taken in this scope.
+        """
+        scope = current_task_scope() if scope is None else scope
+        dtype = tf.as_dtype(dtype)
+        static = tf.TensorShape(shape)
+        wire = self._register("recv", name, scope, dtype, static, require_grad)
+        inbox = Inbox(wire, dtype, static)
+        self.exchange.scope(scope.wire).sinks.append(inbox)
+        self._inboxes.append(inbox)
+        return inbox.tensor
+
+    def watch_ids(self, ids: tf.Tensor, block: tf.Tensor | None = None, row: tf.Tensor | None = None) -> None:
+        """Compares the sample ids of the current scope's batches with the peer's, in every step.
+
+        Args:
+          ids: [batch] or [batch, 1], integers or strings. What a peer learns: see ``efl/_sample_check.py``.
+          block: [batch] int64, index of each row's block (see :meth:`name_blocks`), or None.
+          row: [batch] int64, row within that block, or None.
+
+        Raises:
+          ModelError: The scope has ids already.
+          DataError: ``ids`` are neither integers nor strings.
+        """
+        scope = current_task_scope()
+        if f"{scope.wire}/sample_id" in self._terms:
+            raise ModelError(
+                f"{scope.wire}: sample ids are verified already; one FederalSample per task and mode may do it"
+            )
+        if not (ids.dtype.is_integer or ids.dtype == tf.string):
+            raise DataError(f"sample ids of {scope.wire} are {ids.dtype.name}: expected integers or strings")
+        self.declare(f"{scope.wire}/sample_id", "string" if ids.dtype == tf.string else "int")
+        self._ids[scope] = _Ids(ids, block, row)
+
+    def name_blocks(self, names: Sequence[str]) -> None:
+        """Gives names to the block indices of the current scope's ids, for error messages."""
+        self.exchange.scope(current_task_scope().wire).blocks = tuple(names)
+
+    def send_reader_state(self, name: str, block_id: Any, sample_index: Any) -> tf.Operation:
+        """Makes an op that tells the peer where a reader of that name reads next (usually the leader's).
+
+        Args:
+          name: The reader's name; both parties use the same.
+          block_id: Scalar string (or tensor): the block to read.
+          sample_index: Scalar integer (or tensor): the row in it to begin at.
+        """
+        state = tf.stack([b"next", tf.reshape(block_id, []), tf.as_string(tf.cast(sample_index, tf.int64))])
+        return self._reader_op(name, state)
+
+    def terminate_reader(self, name: str) -> tf.Operation:
+        """Makes an op that tells the peer that the reader of that name is done."""
+        return self._reader_op(name, tf.constant([_READER_END, b"", b"0"]))
+
+    def recv_reader_state(self, name: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """Makes the pair (block_id, sample_index), scalar string and int64, that the peer's reader announced.
+
+        Running it raises ``tf.errors.OutOfRangeError`` after the peer terminated the reader.
+        """
+        with tf.init_scope():
+            state = self.recv(name, tf.string, shape=[3], scope=TaskScope(None, "reader"))
+
+        def parse(kind: bytes, block: bytes, index: bytes) -> tuple[bytes, np.int64]:
+            if kind == _READER_END:
+                raise StopIteration  # TensorFlow makes it OutOfRangeError
+            return block, np.int64(index)
+
+        block_id, index = tf.numpy_function(parse, [state[0], state[1], state[2]], [tf.string, tf.int64])
+        return tf.ensure_shape(block_id, []), tf.ensure_shape(index, [])
+
+    def _reader_op(self, name: str, state: tf.Tensor) -> tf.Operation:
+        scope = TaskScope(None, "reader")
+        wire = f"{scope.wire}/{name}"
+        if ("send", wire) not in self._specs:
+            self._register("send", name, scope, tf.string, tf.TensorShape([3]), False)
+
+        def push(array: np.ndarray) -> None:
+            step = self._reader_steps[wire] = self._reader_steps.get(wire, 0) + 1
+            self._guarded(lambda: self._connected().send(wire, step, np.asarray(array)))
+
+        result = tf.numpy_function(push, [state], [], name=_op_name("efl_reader", wire))
+        return result if isinstance(result, tf.Operation) else result.op
+
+    def add_step(self) -> tf.Operation:
+        """Makes an op that ends the current step of the communicator's own scope and begins the next.
+
+        Only for sessions that run without :attr:`hook` (which does the same after each run).
+        """
+
+        def advance() -> None:
+            scope = self.exchange.scope(TaskScope().wire)
+            self.exchange.complete(scope)
+            self.exchange.begin(scope)
+
+        result = tf.numpy_function(advance, [], [], name="efl_add_step")
+        return result if isinstance(result, tf.Operation) else result.op
+
+    @property
+    def hook(self) -> CommunicatorHook:
+        """A ``SessionRunHook`` that connects, counts steps and shuts down. :class:`~efl.FederalModel` needs none."""
+        if self._hook is None:
+            self._hook = CommunicatorHook(self)
+        return self._hook
+
+    # ---- the conversation around the steps ----------------------------------------------------------------------
+
+    def declare(self, term: str, value: Any) -> None:
+        """Adds a term (a JSON value) that must be equal on both sides; the handshake compares and names it.
+
+        Raises:
+          ModelError: The term was declared with another value, or the handshake is over.
+        """
+        if term in self._terms and self._terms[term] != value:
+            raise ModelError(f"{term} is declared as {self._terms[term]!r} already; cannot be {value!r} too")
+        if self._channel is not None and term not in self._terms:
+            raise ModelError(f"{term}: too late, the parties have shaken hands")
+        self._terms[term] = value
+
+    def connect(
+        self, terms: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        """Connects and shakes hands.
+
+        Args:
+          terms: Further terms that must be equal on both sides.
+          facts: What this side tells the other (JSON values).
+
+        Returns:
+          The peer's facts.
+
+        Raises:
+          ConfigError: An address that cannot be used, or a port that is taken.
+          HandshakeError: The parties disagree; lists every disagreement.
+          PeerLost: No peer came in time.
+        """
+        for scope in self._ids:
+            raise ModelError(
+                f"{scope.wire}: a sample with verified ids exists, but nothing is sent in this task and mode that could "
+                "carry their digest; make the FederalSample before the first send"
+            )
+        nonce = secrets.token_hex(16)
+        hello = Hello(
+            self.federal_role,
+            tuple(self._specs[key] for key in sorted(self._specs)),
+            {**self._terms, **(terms or {})},
+            {**(facts or {}), "nonce": nonce},
+        )
+        channel = Channel(self._endpoint, hello, self._limits)
+        self.exchange.attach(channel)
+        self._channel = channel
+        self._reader_steps.clear()
+        try:
+            peer = channel.connect(self._connect_timeout)
+        except BaseException:
+            self._channel = None
+            channel.close(0.0)
+            raise
+        peer_nonce = peer.facts.get("nonce")
+        if not isinstance(peer_nonce, str):
+            raise LinkError(f"{self.peer_role} sent no nonce in its handshake: not an efl of this version")
+        self.exchange.start(sample_check.derive_key([nonce.encode(), peer_nonce.encode()]))
+        return peer.facts
+
+    def initialize(self, sess: tf.Session) -> None:
+        """Connects if that was not done yet, and binds the receiving ends to a session. Call it after all ops are made."""
+        if self._channel is None:
+            self.connect()
+        session = raw_session(sess)
+        for inbox in self._inboxes:
+            inbox.bind(session)
+        self.exchange.bind()
+
+    def shutdown(self, sess: tf.Session | None = None) -> None:
+        """Says goodbye and closes the channel; a later :meth:`connect` starts anew."""
+        self.exchange.closing()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self.exchange.unbind()
+
+    def abort(self, error: BaseException) -> None:
+        """Tells the peer that this party failed, and why, and closes the channel at once."""
+        self.exchange.closing()
+        if self._channel is not None:
+            if isinstance(error, EflError) and error is self._channel.error:
+                self._channel.close(0.0)
+            else:
+                self._channel.abort(error)
+            self._channel = None
+        self.exchange.unbind()
+
+    def send_ckpt_version(self, sess: tf.Session, version: str) -> None:
+        """Tells the peer which checkpoint this party restored (usually the leader's to call)."""
+        self._connected().send_control("ckpt", {"version": str(version)})
+
+    def recv_ckpt_version(self, sess: tf.Session) -> str:
+        """Waits for the peer's :meth:`send_ckpt_version` and returns its version."""
+        return str(self._connected().recv_control("ckpt", self._connect_timeout).get("version", ""))
+
+    def send_plan(self, name: str, plan: Mapping[str, Any]) -> None:
+        """Sends a reader's plan (JSON, at most 1 MiB) to the peer. Outside the graph."""
+        self._connected().send_control(f"plan/{name}", dict(plan))
+
+    def recv_plan(self, name: str) -> dict[str, Any]:
+        """Waits for the peer's plan of that name.
+
+        Raises:
+          LinkError: The conversation failed, or nothing came in time.
+        """
+        return self._connected().recv_control(f"plan/{name}", self._connect_timeout)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the parties have shaken hands and neither has closed."""
+        return self._channel is not None and self._channel.error is None
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of the running session. Raises LinkError where there is none."""
+        return self._connected()
+
+    def names(self, direction: str, scope: TaskScope) -> list[str]:
+        """Wire names of what this party sends or receives in a scope. ``direction`` is ``"send"`` or ``"recv"``."""
+        mode = "" if scope.mode is None else scope.mode.value
+        return [
+            spec.name
+            for (way, _), spec in self._specs.items()
+            if way == direction and spec.mode == mode and spec.task == (scope.task or "")
+        ]
+
+    def scope_state(self, scope: TaskScope) -> Scope:
+        """The conversation's state of a scope, for the step loop."""
+        return self.exchange.scope(scope.wire)
+
+    # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Channel:
+        if self._channel is None:
+            raise LinkError(f"{self.federal_role} is not connected to {self.peer_role}; call initialize(sess) first")
+        return self._channel
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        # TensorFlow turns whatever a numpy_function raises into UnknownError; the step loop asks the conversation.
+        try:
+            action()
+        except Disputed:
+            raise  # the parties are finding out which row differs; the conversation fails with the result
+        except EflError as error:
+            self.exchange.fail(error)
+            raise
+
+    def _register(
+        self,
+        direction: str,
+        name: str,
+        scope: TaskScope,
+        dtype: tf.DType,
+        shape: tf.TensorShape,
+        require_grad: bool,
+    ) -> str:
+        if not isinstance(name, str) or not name or len(name) > 200 or not name.isprintable():
+            raise ModelError(
+                f"{name!r}: the name of a sent or received tensor is a text of 1 to 200 printable characters"
+            )
+        if self._channel is not None:
+            raise ModelError(f"{name!r}: too late, the parties have shaken hands; make all sends and receives before")
+        wire = f"{scope.wire}/{name}"
+        if (direction, wire) in self._specs:
+            raise ModelError(f"{direction} {name!r} exists already in {scope.wire}: names are unique per task and mode")
+        dims = None if shape.rank is None else tuple(shape.as_list())
+        mode = "" if scope.mode is None else scope.mode.value
+        self._specs[direction, wire] = TensorSpec(
+            wire,
+            dtype.base_dtype.name,
+            dims,
+            "send" if direction == "send" else "recv",
+            require_grad,
+            mode,
+            scope.task or "",
+        )
+        return wire
+
+
+class CommunicatorHook(tf.train.SessionRunHook):
+    """Connects a stand-alone :class:`Communicator` to a session: initialize, count steps, shut down."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = communicator
+        self._scope = communicator.exchange.scope(TaskScope().wire)
+
+    def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
+        """Connects and binds the receiving ends."""
+        self._communicator.initialize(session)
+
+    def before_run(self, run_context: tf.train.SessionRunContext) -> None:
+        """Begins a step."""
+        self._communicator.exchange.begin(self._scope)
+
+    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
+        """Ends the step."""
+        self._communicator.exchange.complete(self._scope)
+
+    def end(self, session: tf.Session) -> None:
+        """Raises what ended the conversation, if it failed; says goodbye otherwise."""
+        exchange = self._communicator.exchange
+        try:
+            exchange.check()
+        finally:
+            self._communicator.shutdown(session)
+
+
+def as_graph_tensor(value: Any, what: str) -> tf.Tensor:
+    """``value`` as a dense tensor of the current graph.
+
+    Raises:
+      ModelError: An eager tensor, a sparse tensor, or nothing that makes a tensor.
+    """
+    if isinstance(value, (tf.SparseTensor, tf.IndexedSlices)):
+        raise ModelError(f"{what}: expected a dense tensor, got {type(value).__name__}; make it dense first")
+    if isinstance(value, tf.Tensor) and not hasattr(value, "graph"):
+        raise eager_error(what)
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{what}: expected a tensor, got {type(value).__name__} ({error})") from None
+    if not hasattr(tensor, "graph"):
+        raise eager_error(what)
+    return tensor
+
+
+def eager_error(what: str) -> ModelError:
+    """The error for an eager tensor that reached a graph."""
+    return ModelError(
+        f"{what}: got an eager tensor; efl builds graphs. Import efl before the first tensor is made (and leave "
+        "EFL_KEEP_EAGER unset), or call tf.compat.v1.disable_eager_execution() at the top of the script"
+    )
+
+
+def raw_session(sess: Any) -> tf.Session:
+    """The plain ``tf.Session`` inside a monitored one."""
+    inner = getattr(sess, "raw_session", None)
+    if callable(inner):
+        return inner()
+    inner = getattr(sess, "_tf_sess", None)  # MonitoredSession has no public way
+    return inner() if callable(inner) else sess
+
+
+def _op_name(prefix: str, wire: str) -> str:
+    return f"{prefix}/" + "".join(c if c.isalnum() or c in "_/." else "_" for c in wire)

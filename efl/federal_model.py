@@ -1,0 +1,229 @@
+"""A model that trains with a peer: :class:`efl.Model` plus ``send`` and ``recv``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+from efl._gradients import Sent
+from efl._program import feature_tensors
+from efl._task_scope import MODE, TaskScope, current_task_scope
+from efl.communicator import Communicator, as_graph_tensor
+from efl.errors import ConfigError, ModelError
+from efl.model import Model
+from efl.settings import Settings
+from efl.transport import Limits
+
+_TOKEN = "pace"
+
+
+class FederalModel(Model):
+    """One party's half of a model that two parties train together.
+
+    Sends and receives are made in ``loss_fn`` and ``eval_fn``; both parties compile the same exchange. The leader listens,
+    the follower dials; role and addresses come from arguments, the command line (``--federal_role``, ``--local_addr``,
+    ``--peer_addr``) or the environment (``EFL_…``).
+
+    What the peer learns: every tensor sent to it in every step, the gradients returned to it, names, dtypes and static
+    shapes of the exchange, procedure and batch size, when steps happen. Columns and weights stay here.
+
+    Args:
+      federal_role: ``"leader"`` or ``"follower"``.
+      peer_addr: ``host:port`` that a follower dials.
+      local_addr: ``host:port`` that a leader listens on.
+      seed: As for :class:`efl.Model`.
+      settings: Everything at once instead.
+      **options: Further fields of :class:`efl.settings.Settings`, such as ``connect_timeout``.
+
+    Raises:
+      ConfigError: No role, or a setting that efl cannot work with.
+    """
+
+    def __init__(
+        self,
+        federal_role: str | None = None,
+        peer_addr: str | None = None,
+        local_addr: str | None = None,
+        seed: int | None = None,
+        settings: Settings | None = None,
+        **options: Any,
+    ) -> None:
+        given = {
+            "federal_role": federal_role,
+            "peer_addr": peer_addr,
+            "local_addr": local_addr,
+            "seed": seed,
+            **options,
+        }
+        if settings is None:
+            settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+        if not settings.federal_role:
+            raise ConfigError(
+                "a FederalModel needs a role: start the script with --federal_role=leader or --federal_role=follower, set "
+                "EFL_FEDERAL_ROLE, or pass federal_role="
+            )
+        super().__init__(settings=settings)
+        limits = (
+            Limits() if settings.max_message_bytes is None else Limits(max_message_bytes=settings.max_message_bytes)
+        )
+        self._communicator = Communicator(
+            settings.federal_role,
+            settings.peer_addr,
+            settings.local_addr,
+            settings.client_thread_num,
+            settings.server_thread_num,
+            settings.scanning_interval_milliseconds,
+            settings.default_timeout_milliseconds,
+            connect_timeout=settings.connect_timeout,
+            limits=limits,
+        )
+        self._pace = self._communicator.exchange
+        self._send_ops: dict[TaskScope, list[tf.Operation]] = {}
+        self._sent_tensors: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
+        self._grad_receives: dict[TaskScope, dict[str, tf.Tensor]] = {}
+        self._receives: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
+
+    def send(
+        self,
+        name: str,
+        tensor: tf.Tensor,
+        require_grad: bool = False,
+        mode: MODE | None = None,
+        task: str | None = None,
+    ) -> tf.Operation:
+        """Sends a tensor to the peer in every step of a mode of a task, whether or not anything fetches the op.
+
+        Args:
+          name: The peer receives it under this name.
+          tensor: What to send, dense, of any dtype. The peer sees its values.
+          require_grad: The peer returns the gradient of its objective with respect to the tensor in the same step, and it
+            joins the gradient of this party's own loss. Training only; floating point only.
+          mode: Default: the scope in which it is called.
+          task: Default: the scope in which it is called.
+
+        Returns:
+          The sending op.
+
+        Raises:
+          ModelError: ``mode`` or ``task`` contradicts the scope (the peer would wait for ever), the name is taken, a
+            gradient is asked for that cannot exist, or ``tensor`` is not a tensor of the graph.
+        """
+        scope = self._exchange_scope(f"send({name!r})", mode, task)
+        tensor = as_graph_tensor(tensor, f"send({name!r})")
+        self._check_grad(f"send({name!r})", scope, tensor.dtype, require_grad)
+        op = self._communicator.send(name, tensor, scope=scope, require_grad=require_grad)
+        self._send_ops.setdefault(scope, []).append(op)
+        self._sent_tensors.setdefault(scope, {})[name] = (tensor, require_grad)
+        if require_grad:
+            gradient = self._communicator.recv(f"{name}/grad", tensor.dtype.base_dtype, shape=tensor.shape, scope=scope)
+            self._grad_receives.setdefault(scope, {})[name] = gradient
+        return op
+
+    def recv(
+        self,
+        name: str,
+        dtype: tf.DType = tf.float32,
+        require_grad: bool = False,
+        task: str | None = None,
+        shape: Any = None,
+    ) -> tf.Tensor:
+        """Receives what the peer sends under a name, once in every step of the mode in which it is called.
+
+        Args:
+          name: The peer's name for it.
+          dtype: Its dtype; the handshake compares it.
+          require_grad: This party returns the gradient of its objective with respect to the received tensor.
+          task: Default: the scope in which it is called.
+          shape: Its static shape where known; unknown by default: reshape before use.
+
+        Returns:
+          The received tensor.
+
+        Raises:
+          ModelError: As for :meth:`send`.
+        """
+        scope = self._exchange_scope(f"recv({name!r})", None, task)
+        self._check_grad(f"recv({name!r})", scope, tf.as_dtype(dtype), require_grad)
+        tensor = self._communicator.recv(name, dtype, shape=shape, scope=scope, require_grad=require_grad)
+        self._receives.setdefault(scope, {})[name] = (tensor, require_grad)
+        return tensor
+
+    @property
+    def federal_role(self) -> str:
+        """``"leader"`` or ``"follower"``."""
+        return self._communicator.federal_role
+
+    @property
+    def communicator(self) -> Communicator:
+        """The channel to the peer, as graph ops."""
+        return self._communicator
+
+    @property
+    def recv_grad_ops(self) -> dict[TaskScope, dict[str, tf.Tensor]]:
+        """Task scope -> name -> received tensor whose gradient goes back to the peer."""
+        return {s: {n: t for n, (t, grad) in held.items() if grad} for s, held in self._receives.items()}
+
+    @property
+    def require_grad_ops(self) -> dict[TaskScope, dict[str, tf.Tensor]]:
+        """Task scope -> name of a sent tensor -> the gradient that the peer returns for it."""
+        return {scope: dict(held) for scope, held in self._grad_receives.items()}
+
+    # ---- for efl's own modules -----------------------------------------------------------------------------------
+
+    @property
+    def _who(self) -> str:
+        return self.federal_role
+
+    @property
+    def _is_timekeeper(self) -> bool:
+        return self.federal_role == "leader"
+
+    def _exchange_scope(self, what: str, mode: MODE | None, task: str | None) -> TaskScope:
+        current = current_task_scope()
+        for name, asked, here in (("mode", mode, current.mode), ("task", task, current.task)):
+            if asked is not None and current.mode is not None and asked != here:
+                raise ModelError(
+                    f"{what}: {name}={getattr(asked, 'value', asked)} inside {current}: the peer would wait for ever for a "
+                    f"tensor that is made in another {name}; leave {name} out"
+                )
+        return TaskScope(mode or current.mode or MODE.TRAIN, task if task is not None else current.task)
+
+    @staticmethod
+    def _check_grad(what: str, scope: TaskScope, dtype: tf.DType, require_grad: bool) -> None:
+        if require_grad and scope.mode is not MODE.TRAIN:
+            raise ModelError(f"{what}: require_grad=True in {scope}: there are no gradients in evaluation")
+        if require_grad and not dtype.is_floating:
+            raise ModelError(f"{what}: require_grad=True on {dtype.name}: only floating point has gradients")
+
+    def _sent(self, scope: TaskScope) -> list[Sent]:
+        held = self._sent_tensors.get(scope, {})
+        return [Sent(name, held[name][0], gradient) for name, gradient in self._grad_receives.get(scope, {}).items()]
+
+    def _received(self, scope: TaskScope) -> list[tuple[str, tf.Tensor]]:
+        return [(name, tensor) for name, (tensor, grad) in self._receives.get(scope, {}).items() if grad]
+
+    def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor]) -> None:
+        for (name, _), gradient in zip(self._received(scope), gradients):
+            op = self._communicator.send(f"{name}/grad", gradient, scope=scope)
+            self._send_ops.setdefault(scope, []).append(op)
+
+    def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
+        for tensor, require_grad in self._sent_tensors.get(scope, {}).values():
+            if loss is tensor:
+                return require_grad or tensor.shape.rank != 0
+        return False
+
+    def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:
+        # Every step is mutual: without anything to send or to receive, a token says "I have a batch for this step".
+        ops: list[Any] = []
+        if not self._communicator.names("send", scope):
+            with tf.control_dependencies(feature_tensors(sample)):
+                token = tf.constant(0, tf.int8)
+            self._send_ops.setdefault(scope, []).append(self._communicator.send(_TOKEN, token, scope=scope))
+        if not self._communicator.names("recv", scope):
+            ops.append(self._communicator.recv(_TOKEN, tf.int8, shape=[], scope=scope))
+        ops += self._send_ops.get(scope, [])
+        ops += [tensor for tensor, _ in self._receives.get(scope, {}).values()]
+        return ops + list(self._grad_receives.get(scope, {}).values())

@@ -1,0 +1,503 @@
+"""A model that trains alone: functions in, compile, fit.
+
+    CNN = efl.Model()
+    CNN.input_fn(input_fn).loss_fn(loss_fn).eval_fn(eval_fn)
+    CNN.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.01)))
+    CNN.compile()
+    CNN.fit(efl.procedure_fn.train_and_evaluate(train_step=100, eval_step=10, max_iter=5))
+
+:class:`~efl.FederalModel` is the same with a peer. The graph is built in TensorFlow's default graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow
+import tensorflow.compat.v1 as tf
+
+from efl import _compile, _readers
+from efl._gradients import OptConfig
+from efl._pace import Solo
+from efl._program import Metric, Program, ancestors
+from efl._run import Run
+from efl._session import HookedSession
+from efl._task_scope import MODE, TaskScope, current_task_scope
+from efl.communicator import as_graph_tensor
+from efl.errors import ConfigError, ModelError
+from efl.hooks import Reporter
+from efl.settings import Settings
+from efl.stage import Stage, StageManager
+
+if TYPE_CHECKING:
+    from efl._gradients import Sent
+    from efl.procedure_fn import Procedure
+
+
+class Model:
+    """Input, loss, evaluation and optimizer of one or several tasks, compiled into one graph and run.
+
+    Args:
+      seed: Makes a whole run reproducible (initial weights, shuffling, dropout …); None: ``--seed`` or ``EFL_SEED``.
+      settings: Everything else that the command line and the environment may set.
+
+    Attributes:
+      history: One dict per log line of the last ``fit``: role, mode, task, step (training steps so far), loss, the
+        metrics, steps_per_second, wait_ms (milliseconds a step waited for the peer), for evaluations also batches.
+
+    Raises:
+      ConfigError: A setting that efl cannot work with.
+    """
+
+    def __init__(self, seed: int | None = None, settings: Settings | None = None) -> None:
+        if tf.executing_eagerly():
+            raise ModelError(
+                "TensorFlow is in eager mode and efl builds graphs: import efl before the first tensor is made (and leave "
+                "EFL_KEEP_EAGER unset), or call tf.compat.v1.disable_eager_execution() at the top of the script"
+            )
+        given = {} if seed is None else {"seed": seed}
+        self.settings = settings if settings is not None else Settings.load(**given)
+        if self.settings.seed is not None:
+            # Also Python's and numpy's: Keras draws the seeds of its initializers there.
+            tensorflow.keras.utils.set_random_seed(self.settings.seed)
+            tf.set_random_seed(self.settings.seed)
+        self.history: list[dict[str, Any]] = []
+        self.steps_trained = 0
+        self.shared_seed = 0
+        self._input_fns: dict[str | None, Callable[..., Any]] = {}
+        self._loss_fns: dict[str | None, Callable[..., Any]] = {}
+        self._eval_fns: dict[str | None, Callable[..., Any]] = {}
+        self._opt_fns: dict[str | None, Callable[..., Any]] = {}
+        self._extra_data: dict[Any, Any] = {}
+        self._programs: dict[TaskScope, Program] = {}
+        self._compiled = False
+        self._opt_config = OptConfig()
+        self._session_config: tf.ConfigProto | None = None
+        self._session: HookedSession | None = None
+        self._run: Run | None = None
+        self._initial_weights: dict[str, np.ndarray] = {}
+        self._solo = Solo()
+        self._pace: Any = self._solo
+        self._stage_manager = StageManager()
+        self._training_flag = tf.placeholder_with_default(False, [], name="efl_training_flag")
+        self._global_step = tf.train.get_or_create_global_step()
+
+    # ---- defining it ---------------------------------------------------------------------------------------------
+
+    def input_fn(self, input_fn: Callable[[Model, MODE], Any], task: str | None = None) -> Model:
+        """Sets a task's input: ``input_fn(model, mode) -> Sample``. Called for EVAL only where there is an eval_fn."""
+        return self._define(self._input_fns, input_fn, task, "input_fn")
+
+    def loss_fn(self, loss_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
+        """Sets a task's loss: ``loss_fn(model, sample) -> loss``, a scalar or a vector (see ``opt_config`` of compile)."""
+        return self._define(self._loss_fns, loss_fn, task, "loss_fn")
+
+    def eval_fn(self, eval_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
+        """Sets a task's evaluation: ``eval_fn(model, sample)`` returns a tensor, a (value, update_op) pair, a list or None."""
+        return self._define(self._eval_fns, eval_fn, task, "eval_fn")
+
+    def optimizer_fn(self, optimizer_fn: Callable[[Model, str | None], Any], task: str | None = None) -> Model:
+        """Sets a task's optimizers: ``optimizer_fn(model, task) -> {optimizer: (variables, scope)}``.
+
+        Usually made by :func:`efl.optimizer_fn.optimizer_setter` or :func:`efl.optimizer_fn.scope_optimizer`.
+        """
+        return self._define(self._opt_fns, optimizer_fn, task, "optimizer_fn")
+
+    def add_metric(self, name: str, metric: Any, mode: MODE | None = None, task: str | None = None) -> None:
+        """Adds a metric to what a mode of a task reports.
+
+        Args:
+          name: Under which it is logged.
+          metric: A tensor, fetched in each step; or a ``(value, update_op)`` pair: the update runs in every step, the value
+            is read after it. Evaluation metrics start afresh at each evaluation.
+          mode: Default: the scope in which it is called, else TRAIN.
+          task: Default: the scope in which it is called.
+
+        Raises:
+          ModelError: Not a metric, or the name is taken in that mode and task.
+        """
+        program = self._program(self._scope(mode, task))
+        if name in program.metrics:
+            raise ModelError(f"metric {name!r} exists already in {program.scope}")
+        program.metrics[name] = Metric.parse(name, metric)
+
+    def add_hooks(
+        self, hooks: Sequence[tf.train.SessionRunHook], mode: MODE | None = None, task: str | None = None
+    ) -> None:
+        """Adds session hooks that run in one mode of one task only (default: the scope in which it is called, else TRAIN).
+
+        Raises:
+          ModelError: Something in the list is not a ``tf.train.SessionRunHook``.
+        """
+        if isinstance(hooks, tf.train.SessionRunHook):
+            hooks = [hooks]
+        for hook in hooks:
+            if not isinstance(hook, tf.train.SessionRunHook):
+                raise ModelError(f"add_hooks: {hook!r:.100} is not a tf.train.SessionRunHook")
+        self._program(self._scope(mode, task)).hooks.extend(hooks)
+
+    def add_train_op(self, train_op: Any, task: str | None = None) -> None:
+        """Adds an op to each training step of a task."""
+        self._add_op(TaskScope(MODE.TRAIN, self._task(task)), train_op)
+
+    def add_eval_op(self, eval_op: Any, task: str | None = None) -> None:
+        """Adds an op to each evaluation step of a task."""
+        self._add_op(TaskScope(MODE.EVAL, self._task(task)), eval_op)
+
+    def add_extra_data(self, key: Any, value: Any) -> None:
+        """Keeps any value under a key, for the user's functions to share."""
+        self._extra_data[key] = value
+
+    def get_extra_data(self, key: Any) -> Any:
+        """Returns what :meth:`add_extra_data` kept.
+
+        Raises:
+          ModelError: Nothing was kept under that key.
+        """
+        if key not in self._extra_data:
+            raise ModelError(
+                f"no extra data under {key!r}; there is: {', '.join(map(repr, self._extra_data)) or 'nothing'}"
+            )
+        return self._extra_data[key]
+
+    # ---- compiling and running -----------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        session_config: tf.ConfigProto | None = None,
+        sync_optimizer_config: Mapping[str, Any] | None = None,
+        opt_config: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """Builds the graph of all tasks.
+
+        Args:
+          session_config: Options of the session.
+          sync_optimizer_config: Only None so far: there is one worker.
+          opt_config: ``REDUCE`` (``'mean'``, ``'sum'`` or a callable: how a loss vector becomes a scalar) and
+            ``BACKEND_MODE`` (``'noise'`` or ``'unnoise'``, read by differential privacy only).
+
+        Returns:
+          The model itself.
+
+        Raises:
+          ConfigError: An option that is not known.
+          ModelError: The definition cannot be trained; says what is missing or wrong.
+        """
+        if self._compiled:
+            raise ModelError("the model is compiled already")
+        if session_config is not None and not isinstance(session_config, tf.ConfigProto):
+            raise ConfigError(
+                f"session_config is a {type(session_config).__name__}: expected a tf.compat.v1.ConfigProto"
+            )
+        if sync_optimizer_config is not None:
+            raise ConfigError("sync_optimizer_config: several workers per party do not exist yet; leave it at None")
+        self._opt_config = OptConfig.parse(opt_config)
+        self._session_config = session_config
+        _compile.compile_model(self)
+        self._compiled = True
+        return self
+
+    def fit(
+        self,
+        procedure_fn: Procedure | Callable[[Model], None],
+        log_step: int = 100,
+        project_name: str = "default_prj",
+        checkpoint_dir: str | None = None,
+        *,
+        log_dir: str | None = None,
+        save_checkpoint_steps: int | None = None,
+        keep_checkpoints: int | None = None,
+        save_graph: bool = False,
+    ) -> None:
+        """Runs a procedure.
+
+        A second ``fit`` in the same process goes on with the weights and readers that the first one left.
+
+        Args:
+          procedure_fn: Made by :mod:`efl.procedure_fn`, or a function of the model that calls :meth:`run_stage`.
+          log_step: Steps between two log lines.
+          project_name: Names the run in logs; equal on both parties.
+          checkpoint_dir: Where checkpoints lie (a folder per role below it). The newest is restored; a run of the same
+            procedure goes on in the stage and step it was in, another procedure begins with its weights.
+          log_dir: Where TensorBoard summaries go; default: below ``checkpoint_dir``, none without one.
+          save_checkpoint_steps: Training steps between two checkpoints, default 1000; one more is saved at each stage's end.
+          keep_checkpoints: How many of the newest are kept, default 5.
+          save_graph: Also writes the graph (``graph.pbtxt``) beside the checkpoints.
+
+        Raises:
+          ModelError: Not compiled, or the procedure asks for what the model does not have.
+          ConfigError: An argument that cannot be.
+          CheckpointError: A checkpoint that is missing, damaged, or of another model.
+          EflError: Whatever ends the run early: bad data, a loss that is not finite, and in a federation a peer that
+            disagrees, fails or is lost.
+        """
+        if not self._compiled:
+            raise ModelError("compile() comes before fit()")
+        if not callable(procedure_fn):
+            raise ModelError(
+                f"fit: {procedure_fn!r:.100} is not a procedure; use e.g. efl.procedure_fn.train(max_step=100)"
+            )
+        if isinstance(log_step, bool) or not isinstance(log_step, int) or log_step < 1:
+            raise ConfigError(f"log_step={log_step!r}: expected a positive number of steps")
+        options = {
+            "checkpoint_dir": checkpoint_dir,
+            "log_dir": log_dir,
+            "save_checkpoint_steps": save_checkpoint_steps,
+            "keep_checkpoints": keep_checkpoints,
+        }
+        self._run = Run(self, procedure_fn, log_step, project_name, options, save_graph)
+        self._run.execute()
+
+    def run_stage(self, name: str, stage_or_func: Stage | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs a stage (or a function) of a procedure, or skips it where a restored checkpoint has it done.
+
+        Args:
+          name: Names the stage; equal on both parties and in a restarted run.
+          stage_or_func: What to run.
+          *args: For its ``run``.
+          **kwargs: For its ``run``.
+
+        Returns:
+          What it returned; None for a skipped stage.
+        """
+        return self._stage_manager.stage(self, name, stage_or_func, *args, **kwargs)
+
+    # ---- looking at it -------------------------------------------------------------------------------------------
+
+    def input(self, mode: MODE = MODE.TRAIN, task: str | None = None) -> Any:
+        """The sample of a mode of a task."""
+        return self._compiled_program(mode, task).sample
+
+    def loss(self, task: str | None = None) -> tf.Tensor | None:
+        """The scalar loss of a task; None where only the peer's gradients drive it."""
+        return self._compiled_program(MODE.TRAIN, task).loss
+
+    def train_op(self, task: str | None = None) -> tf.Operation:
+        """The op of a training step of a task."""
+        return self._compiled_program(MODE.TRAIN, task).op
+
+    def eval_op(self, task: str | None = None) -> tf.Operation:
+        """The op of an evaluation step of a task."""
+        return self._compiled_program(MODE.EVAL, task).op
+
+    def metrics(self, mode: MODE = MODE.TRAIN, task: str | None = None) -> dict[str, Any]:
+        """The metrics of a mode of a task, by name: the tensor or the (value, update_op) pair that was added."""
+        program = self._programs.get(TaskScope(mode, task))
+        return {} if program is None else {m.name: m.given for m in program.metrics.values()}
+
+    def opt_to_vars(self, task: str | None = None) -> dict[Any, tuple[list[tf.Variable], str | None]]:
+        """Optimizer -> (the variables it trains, their scope) of a task."""
+        return dict(self._compiled_program(MODE.TRAIN, task).optimizers)
+
+    def tasks(self, mode: MODE) -> list[str | None]:
+        """The tasks that can be trained or evaluated, in the order of their definition."""
+        return list(self._loss_fns if mode is MODE.TRAIN else self._eval_fns)
+
+    def get_weights(self) -> dict[str, np.ndarray]:
+        """The trainable variables' values, by name. During or after ``fit``.
+
+        Raises:
+          ModelError: There is no session yet.
+        """
+        variables = {v.op.name: v for v in tf.trainable_variables()}
+        return self.session.raw_session().run(variables) if variables else {}
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Sets variables by name: at once where a session exists, else when ``fit`` has initialised them.
+
+        Raises:
+          ModelError: A name or a shape that the graph does not have.
+        """
+        known = {v.op.name: v for v in tf.global_variables()}
+        for name, value in weights.items():
+            if name not in known:
+                raise ModelError(f"set_weights: no variable {name!r}; there are: {', '.join(sorted(known))}")
+            if not known[name].shape.is_compatible_with(np.shape(value)):
+                raise ModelError(f"set_weights: {name} has shape {known[name].shape}, got {np.shape(value)}")
+        if self._session is None:
+            self._initial_weights.update(weights)
+        for name, value in weights.items() if self._session is not None else ():
+            known[name].load(value, self.session.raw_session())
+
+    @property
+    def training_flag(self) -> tf.Tensor:
+        """Scalar bool placeholder: True in training steps, False otherwise."""
+        return self._training_flag
+
+    @property
+    def global_step(self) -> tf.Tensor:
+        """Scalar int64: training steps so far, over all tasks."""
+        return self._global_step
+
+    @property
+    def input_fns(self) -> dict[str | None, Callable[..., Any]]:
+        """Task -> its input_fn."""
+        return dict(self._input_fns)
+
+    @property
+    def loss_fns(self) -> dict[str | None, Callable[..., Any]]:
+        """Task -> its loss_fn."""
+        return dict(self._loss_fns)
+
+    @property
+    def opt_fns(self) -> dict[str | None, Callable[..., Any]]:
+        """Task -> its optimizer_fn."""
+        return dict(self._opt_fns)
+
+    @property
+    def losses(self) -> dict[str | None, tf.Tensor | None]:
+        """Task -> its scalar loss."""
+        return {s.task: p.loss for s, p in self._programs.items() if s.mode is MODE.TRAIN and p.op is not None}
+
+    @property
+    def inputs(self) -> dict[TaskScope, Any]:
+        """Task scope -> its sample."""
+        return {s: p.sample for s, p in self._programs.items() if p.op is not None}
+
+    @property
+    def train_ops(self) -> dict[str | None, tf.Operation]:
+        """Task -> the op of its training step."""
+        return {s.task: p.op for s, p in self._programs.items() if s.mode is MODE.TRAIN and p.op is not None}
+
+    @property
+    def extra_data(self) -> dict[Any, Any]:
+        """What :meth:`add_extra_data` kept."""
+        return dict(self._extra_data)
+
+    @property
+    def metric_variables_initializer(self) -> tf.Operation:
+        """An op that starts all metrics afresh."""
+        return tf.variables_initializer(tf.get_collection(tf.GraphKeys.METRIC_VARIABLES))
+
+    @property
+    def stage_mgr(self) -> StageManager:
+        """Which stage and step the run is in."""
+        return self._stage_manager
+
+    @property
+    def session(self) -> HookedSession:
+        """The session of the running or last ``fit``.
+
+        Raises:
+          ModelError: ``fit`` has not run.
+        """
+        if self._session is None:
+            raise ModelError("there is no session: call fit() first")
+        return self._session
+
+    # ---- for efl's own modules -----------------------------------------------------------------------------------
+
+    @property
+    def _who(self) -> str:
+        return "the model"
+
+    @property
+    def _reporter(self) -> Reporter:
+        assert self._run is not None
+        return self._run.reporter
+
+    @property
+    def _is_timekeeper(self) -> bool:
+        return True
+
+    def _apply_initial_weights(self, session: tf.Session) -> None:
+        known = {v.op.name: v for v in tf.global_variables()}
+        for name, value in self._initial_weights.items():
+            known[name].load(value, session)
+
+    def _pace_of(self, program: Program) -> Any:
+        return self._pace if program.scope in self._programs else self._solo
+
+    def _scope(self, mode: MODE | None, task: str | None) -> TaskScope:
+        current = current_task_scope()
+        return TaskScope(mode or current.mode or MODE.TRAIN, self._task(task))
+
+    @staticmethod
+    def _task(task: str | None) -> str | None:
+        return task if task is not None else current_task_scope().task
+
+    def _program(self, scope: TaskScope) -> Program:
+        return self._programs.setdefault(scope, Program(scope))
+
+    def _compiled_program(self, mode: MODE, task: str | None) -> Program:
+        if not self._compiled:
+            raise ModelError("compile() comes first")
+        program = self._programs.get(TaskScope(mode, task))
+        if program is None or program.op is None:
+            what, have = ("loss_fn", self._loss_fns) if mode is MODE.TRAIN else ("eval_fn", self._eval_fns)
+            known = ", ".join(map(repr, have)) or "none"
+            raise ModelError(f"task {task!r} has no {what}, so nothing to {mode.value}; tasks that have one: {known}")
+        return program
+
+    def _program_of(self, run_ops: Any, mode: MODE) -> Program:
+        ops = {fetch if isinstance(fetch, tf.Operation) else fetch.op for fetch in tf.nest.flatten(run_ops)}
+        behind = set(ancestors(*ops))
+        for program in self._programs.values():
+            if program.op is not None and behind & set(program.known_ops):
+                return program
+        return Program(TaskScope(mode, None), op=tf.group(*ops))
+
+    def _feeds(self, program: Program, feed_dict: Mapping[Any, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        feeds = dict(feed_dict)
+        if program.scope.mode is MODE.TRAIN and self._training_flag.consumers():
+            feeds.setdefault(self._training_flag, True)
+        return tuple(feeds), tuple(np.asarray(v, f.dtype.as_numpy_dtype) for f, v in feeds.items())
+
+    def _define(self, where: dict[str | None, Any], function: Any, task: str | None, what: str) -> Model:
+        TaskScope(None, task)
+        if not callable(function):
+            raise ModelError(f"{what}: expected a function, got {type(function).__name__}")
+        if self._compiled:
+            raise ModelError(f"{what}: the model is compiled already")
+        where[task] = function
+        return self
+
+    def _add_op(self, scope: TaskScope, op: Any) -> None:
+        if not isinstance(op, (tf.Operation, tf.Tensor)):
+            op = as_graph_tensor(op, "add_train_op" if scope.mode is MODE.TRAIN else "add_eval_op")
+        program = self._program(scope)
+        if program.op is None:
+            program.extra_ops.append(op)
+        else:
+            program.set_op(tf.group(program.op, op))
+
+    # What a federation adds to compiling; a model alone exchanges nothing.
+
+    def _sent(self, scope: TaskScope) -> list[Sent]:
+        return []
+
+    def _received(self, scope: TaskScope) -> list[tuple[str, tf.Tensor]]:
+        return []
+
+    def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor]) -> None:
+        pass
+
+    def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
+        return False
+
+    def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:
+        return []
+
+    # What the step loop and the stage manager tell.
+
+    def _step_done(self, program: Program) -> None:
+        if program.scope.mode is MODE.TRAIN:
+            self.steps_trained += 1
+            assert self._run is not None
+            self._run.maybe_save()
+
+    def _stage_done(self) -> None:
+        if self._run is not None:
+            self._run.stage_done()
+
+    def _reset_metrics(self, program: Program) -> None:
+        if program.metric_variables:
+            self.session.raw_session().run(program.metrics_initializer)
+
+    def _restart_readers(self, program: Program) -> None:
+        _readers.restart(self.session.raw_session(), program)
+
+    def _own_end(self, program: Program, error: Exception) -> None:
+        _readers.raise_unless_end(program, error, self._who)

@@ -1,0 +1,114 @@
+"""The loop that trains or evaluates."""
+
+from __future__ import annotations
+
+import math
+import time as clock
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+from efl._task_scope import MODE
+from efl.errors import ConfigError, NonFiniteLoss
+from efl.stage.stage import Stage
+
+
+class LoopStage(Stage):
+    """Runs an op again and again: until a number of steps, a time, or the end of the data of either party.
+
+    A loop that stopped at its number of steps or at its time can be run again and goes on with the data where it stopped.
+
+    Args:
+      run_ops: What to run: ``model.train_op(task)``, ``model.eval_op(task)``, or any fetches (then ``is_training`` says in
+        which mode of the default task).
+      is_training: Whether the steps are training steps.
+      step: Steps of one run, or None.
+      time: Seconds of one run, or None. In a federation the leader's clock decides for both parties.
+
+    Attributes:
+      finish: True once the data ended or a hook asked to stop.
+
+    Raises:
+      ConfigError: ``step`` or ``time`` is not positive.
+    """
+
+    def __init__(
+        self, run_ops: Any, is_training: bool = True, step: int | None = None, time: float | None = None
+    ) -> None:
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 1):
+            raise ConfigError(f"step={step!r}: expected a positive number of steps, or None")
+        if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float)) or not time > 0):
+            raise ConfigError(f"time={time!r}: expected a positive number of seconds, or None")
+        self.run_ops = run_ops
+        self.is_training = is_training
+        self.finish = False
+        self._step = step
+        self._time = time
+
+    def run(self, feed_dict: dict[tf.Tensor, Any] | None = None) -> None:
+        """Loops.
+
+        Args:
+          feed_dict: Values for placeholders of the graph, the same in every step.
+
+        Raises:
+          EflError: The peer failed or was lost, sample ids differ, the data is damaged, the loss is not finite.
+        """
+        model = self.model
+        program = model._program_of(self.run_ops, MODE.TRAIN if self.is_training else MODE.EVAL)
+        pace = model._pace_of(program)
+        scope = pace.scope(program.scope.wire)
+        manager = model.stage_mgr
+        fetches = (program.op, *program.fetched, *_extra(self.run_ops, program.op))
+        feeds, values = model._feeds(program, feed_dict or {})
+        session = model.session
+        session.activate(program.hooks)
+        report = model._reporter.stage(program, self._step, manager.steps)
+        started = clock.monotonic() - manager.seconds
+        if not self.is_training and manager.steps == 0:
+            model._reset_metrics(program)
+        self.finish = False
+        while not self.finish and (self._step is None or manager.steps < self._step):
+            step = pace.begin(scope)
+            if step is None:
+                self.finish = True
+                break
+            if self._time is not None and model._is_timekeeper and clock.monotonic() - started >= self._time:
+                pace.announce_last(scope, step)
+            interruption: Exception | None = None
+            try:
+                results = session.run_step(fetches, feeds, values)
+            except (tf.errors.OpError, StopIteration) as error:
+                interruption = error  # handled outside, so that the real reason is not shown as its consequence
+            if interruption is not None:
+                if not pace.interrupted(scope):
+                    model._own_end(program, interruption)
+                    pace.end(scope, "data")
+                self.finish = True
+                break
+            waited = pace.complete(scope)
+            manager.steps += 1
+            manager.seconds = clock.monotonic() - started
+            loss = results[1] if program.loss is not None else None
+            if loss is not None and not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"the loss of {model._who} is {loss} at step {step} of {scope.wire}: lower the learning rate, or look "
+                    "for zeros under a logarithm or a division; weights are those after this step"
+                )
+            model._step_done(program)
+            report.step(results[1 : 1 + len(program.fetched)], waited)
+            if pace.is_last(scope, step):
+                break
+            if session.should_stop():
+                pace.end(scope, "stop requested by a hook")
+                self.finish = True
+        program.exhausted = self.finish
+        if self.finish and not self.is_training:
+            model._restart_readers(program)
+        report.end()
+        session.activate(())
+
+
+def _extra(run_ops: Any, op: tf.Operation) -> Sequence[Any]:
+    return [fetch for fetch in tf.nest.flatten(run_ops) if fetch is not op]
