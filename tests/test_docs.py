@@ -1,0 +1,98 @@
+"""The programs in the documentation run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from tests.parties import run_parties
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def programs(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def logged(output: str, name: str) -> list[float]:
+    return [float(value) for value in re.findall(rf"\b{name}=([-\d.e]+)", output)]
+
+
+def test_the_quick_starts_two_parties_learn(tmp_path: Path) -> None:
+    by_name = {text.split("\n")[0]: text for text in programs("docs/quick_start.md")}
+    scripts = {role: by_name[f"# {role}.py"] for role in ("leader", "follower")}
+    result = run_parties(scripts, cwd=tmp_path, args=["--seed=1"])
+    for party in result.values():
+        assert party.returncode == 0, party.output
+    losses, aucs = logged(result["leader"].output, "loss"), logged(result["leader"].output, "auc")
+    assert len(losses) == 4  # 80 steps, a line for every 20
+    assert losses[-1] < losses[0]
+    assert aucs[-1] > 0.9
+    assert result["follower"].output.count("loss=-") == 4
+
+
+def write_records(folder: Path, **features: np.ndarray) -> None:
+    folder.mkdir()
+    with tf.io.TFRecordWriter(str(folder / "part-0.tfrecord")) as writer:
+        for row in zip(*features.values(), strict=True):
+            example = tf.train.Example()
+            for name, value in zip(features, row, strict=True):
+                values = np.atleast_1d(value)
+                kind = example.features.feature[name]
+                (kind.int64_list if values.dtype.kind == "i" else kind.float_list).value.extend(values.tolist())
+            writer.write(example.SerializeToString())
+
+
+def test_the_readmes_two_parties_learn(tmp_path: Path) -> None:
+    follower, leader_loss = programs("README.md")
+    random = np.random.RandomState(3)
+    pixels, ids = random.rand(512, 784).astype(np.float32) * 20, np.arange(512)
+    labels = (pixels[:, ::8].sum(1) > np.median(pixels[:, ::8].sum(1))).astype(np.float32)
+    write_records(tmp_path / "follower_train", sample_id=ids, feature=pixels[:, 392:])
+    write_records(tmp_path / "leader_train", sample_id=ids, feature=pixels[:, :392], label=labels)
+    # "The leader's program differs in its columns and in its loss."
+    start, end = follower.index("def loss_fn"), follower.index("model = efl.FederalModel()")
+    leader = follower[:start] + leader_loss + "\n" + follower[end:]
+    leader = leader.replace('"follower_train"', '"leader_train"')
+    leader = leader.replace(
+        "    features = reader.read()", '    reader.fixedlen_feature("label", 1)\n    features = reader.read()'
+    )
+    leader = leader.replace(
+        "    columns = {", '    columns = {"label": [tf.feature_column.numeric_column("label", 1)], '
+    )
+    # Two batches of 256 are over before the first line of a log_step of 100.
+    result = run_parties({"leader": leader, "follower": follower}, cwd=tmp_path)
+    for party in result.values():
+        assert party.returncode == 0, party.output
+    assert len(logged(result["leader"].output, "accuracy")) == 1
+    assert "step=2 " in result["follower"].output
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_to_files_of_the_project_hold(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    pages = "".join(page.read_text() for page in (tmp_path / "site").rglob("*.html"))
+    for name in ("efl.model.Model.fit", "efl.data.federal_dataio.FederalDataIO", "efl.errors.PeerLost"):
+        assert f'id="{name}"' in pages
+    fetched = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="?https?://[^" >]+', pages)
+    assert fetched == [], "a page fetches something from elsewhere"

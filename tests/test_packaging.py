@@ -1,0 +1,104 @@
+"""What a fresh machine meets: the search for a Python, and the lock file."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SHIM = '#!/bin/sh\necho "pyenv: $(basename "$0"): command not found" >&2\nexit 127\n'
+TOO_NEW = "#!/bin/sh\ncase $2 in *print*) echo 'Python 3.13' ;; *) exit 1 ;; esac\n"
+NO_VENV = "#!/bin/sh\ncase $2 in *print*) echo 'Python 3.11' ;; *) exit 1 ;; esac\n"
+REAL = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
+
+
+def find_python(folder: Path, named: str = "", **programs: str) -> subprocess.CompletedProcess[str]:
+    """Runs the search where only the given programs are on the PATH, under names with dots for underscores."""
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    for name, text in programs.items():
+        file = bin_folder / name.replace("_", ".")
+        file.write_text(text)
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    (bin_folder / "basename").symlink_to("/usr/bin/basename")
+    return subprocess.run(
+        ["/bin/sh", str(ROOT / ".ci" / "find-python")],
+        env={"PATH": str(bin_folder), "HOME": str(folder), "PYTHON": named},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_names_that_do_not_run_or_do_not_fit_are_passed_over(tmp_path: Path) -> None:
+    found = find_python(tmp_path, python3_11=SHIM, python3_10=NO_VENV, python3=TOO_NEW, python=REAL)
+    assert (found.returncode, found.stdout.strip()) == (0, sys.executable), found.stderr
+
+
+def test_a_named_python_is_used_or_refused_but_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text(TOO_NEW)
+    (tmp_path / "mine").chmod(0o755)
+    found = find_python(tmp_path, named=str(tmp_path / "mine"), python3_11=REAL)
+    assert found.returncode == 1
+    assert f"{tmp_path}/mine: Python 3.13" in found.stderr
+
+
+@pytest.mark.skipif(
+    any(Path("/usr/bin", name).exists() for name in ("python3.10", "python3.11"))
+    or any(Path("/usr/local/bin", name).exists() for name in ("python3.10", "python3.11")),
+    reason="this machine has one where the search looks at last",
+)
+def test_where_there_is_none_it_says_what_was_tried_and_what_to_do(tmp_path: Path) -> None:
+    assert_nothing_found(find_python(tmp_path, python3_11=SHIM, python3_10=NO_VENV, python3=TOO_NEW))
+
+
+def test_the_message_of_a_failed_search(tmp_path: Path) -> None:
+    (tmp_path / "shim").write_text(SHIM)
+    (tmp_path / "shim").chmod(0o755)
+    found = find_python(tmp_path, named=str(tmp_path / "shim"))
+    assert found.returncode == 1
+    assert "efl needs Python 3.10 or 3.11, and found none here" in found.stderr
+    assert f"{tmp_path}/shim: does not run" in found.stderr
+    assert "make setup PYTHON=/path/to/python3.11" in found.stderr
+
+
+def assert_nothing_found(found: subprocess.CompletedProcess[str]) -> None:
+    assert found.returncode == 1
+    assert found.stdout == ""
+    for words in ("python3.11: does not run", "python3.10: Python 3.10 without the venv module", "python3: Python 3.13"):
+        assert words in found.stderr
+
+
+def requirements() -> dict[str, str]:
+    """Name -> its entry in the lock, hashes included."""
+    entries = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / "requirements.lock").read_text())
+    return {entry.split("==")[0]: entry for entry in entries if not entry.startswith("#")}
+
+
+def test_the_lock_pins_everything_with_hashes_and_names_no_index() -> None:
+    locked = requirements()
+    assert len(locked) > 50
+    for name, entry in locked.items():
+        assert re.match(rf"{re.escape(name)}==\d", entry), entry[:80]
+        assert "--hash=sha256:" in entry, name
+    text = "".join(locked.values())
+    assert "://" not in text
+    assert "--index" not in text
+
+
+def test_the_lock_holds_every_dependency_and_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.match(r"[A-Za-z0-9_.-]+", requirement)[0].replace("_", "-").lower() for requirement in wanted}  # type: ignore[index]
+    assert names <= set(requirements())
