@@ -170,9 +170,9 @@ def test_a_party_ended_by_a_signal_counts_as_failed(folder: Path) -> None:
 # A party with a child of its own, as data loaders have.
 WAIT = """
     import os, subprocess, sys, time
-    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
-    print('pids', os.getpid(), child.pid)
+    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], stderr=subprocess.DEVNULL)
     try:
+        print('pids', os.getpid(), child.pid)
         time.sleep(600)
     except KeyboardInterrupt:
         print('saved')
