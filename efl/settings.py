@@ -338,7 +338,9 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, st
 
 def _from_tf_config(text: str) -> Iterator[tuple[str, Any, str]]:
     """Reads ``{"cluster": {"chief": [...], "worker": [...]}, "task": {"type": ..., "index": ...}}``."""
-    expected = "expected JSON such as " + '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}'
+    expected = (
+        "expected JSON such as " + '{"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}'
+    )
     try:
         config = json.loads(text)
         cluster, task = config.get("cluster", {}), config.get("task", {})

@@ -12,7 +12,8 @@ import efl
 # Before anything imports TensorFlow, and for the processes that tests start.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for _name in [name for name in os.environ if name.startswith("EFL_") or name in ("TF_CONFIG", "TF_USE_LEGACY_KERAS")]:
-    del os.environ[_name]
+    if _name != "EFL_TEST_DATA":  # a folder with real data, for the tests that can use it
+        del os.environ[_name]
 
 
 @pytest.fixture(autouse=True)

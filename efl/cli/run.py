@@ -33,9 +33,7 @@ class _RunCommand(click.Command):
 class _RoleScript(click.ParamType):
     name = "role=script"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Path]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
         role, equals, script = str(value).partition("=")
         if not equals or role not in ROLES:
             self.fail(f"{value!r}: expected ROLE=SCRIPT with a role of {', '.join(ROLES)}", param, ctx)
