@@ -149,10 +149,9 @@ def decode(code: int, shape: tuple[int, ...], payload: memoryview) -> np.ndarray
     """
     if code == STRING:
         return _decode_strings(shape, payload)
-    raw = np.frombuffer(payload, np.uint8)
-    if code == _BOOL and raw.size and int(raw.max()) > 1:
+    array = np.frombuffer(payload, _DTYPES[code])
+    if code == _BOOL and array.size and int(array.view(np.uint8).max()) > 1:
         raise ProtocolError("a bool tensor holds a byte that is neither 0 nor 1")
-    array = raw.view(_DTYPES[code])
     return (array.byteswap() if _SWAP else array).reshape(shape)
 
 

@@ -57,6 +57,8 @@ class Inbound:
         self._codes = [codec.code_of(spec.dtype) for spec in specs]
         self._limits = limits
         self._last_step = [-1] * len(specs)
+        # The dtype, shape and size that passed the checks last: most tensors never change theirs.
+        self._passed: list[tuple[int, tuple[int, ...], int] | None] = [None] * len(specs)
         self._partial: dict[int, _Partial] = {}
         self.window = limits.window_steps * len(specs)
         self.messages = self.bytes = self.consumed = self.consumed_bytes = 0
@@ -98,10 +100,22 @@ class Inbound:
         return ProtocolError(f"tensor {self._specs[frame.tensor].name!r}, step {frame.step}: {what}")
 
     def _check_first(self, frame: Frame) -> None:
-        spec, limits = self._specs[frame.tensor], self._limits
         last = self._last_step[frame.tensor]
         if not last < frame.step < _MAX_STEP:
             raise self._fail(frame, f"steps must grow; step {last} has arrived before")
+        if self._passed[frame.tensor] != (frame.dtype, frame.shape, frame.total):
+            self._check_form(frame)
+        self._check_piece(frame, 0)
+        waiting, waiting_bytes = self.messages - self.consumed, self.bytes - self.consumed_bytes
+        too_much = waiting_bytes + frame.total > self._limits.max_outstanding_bytes
+        if waiting >= self.window or (waiting and too_much):
+            raise self._fail(
+                frame,
+                f"the peer runs ahead of the window: {waiting} messages of {waiting_bytes} bytes are not consumed",
+            )
+
+    def _check_form(self, frame: Frame) -> None:
+        spec, limits = self._specs[frame.tensor], self._limits
         if frame.dtype != self._codes[frame.tensor]:
             raise self._fail(frame, f"expected dtype {spec.dtype}, got {codec.name_of(frame.dtype)}")
         if any(d < 0 for d in frame.shape) or not shape_fits(frame.shape, spec.shape):
@@ -111,14 +125,8 @@ class Inbound:
             raise self._fail(frame, f"shape {frame.shape} of {spec.dtype} does not take {frame.total} bytes")
         if frame.total > limits.max_message_bytes:
             raise self._fail(frame, f"{frame.total} bytes; at most max_message_bytes={limits.max_message_bytes}")
-        self._check_piece(frame, 0)
-        waiting, waiting_bytes = self.messages - self.consumed, self.bytes - self.consumed_bytes
-        too_much = waiting_bytes + frame.total > limits.max_outstanding_bytes
-        if waiting >= self.window or (waiting and too_much):
-            raise self._fail(
-                frame,
-                f"the peer runs ahead of the window: {waiting} messages of {waiting_bytes} bytes are not consumed",
-            )
+        if frame.dtype != codec.STRING:
+            self._passed[frame.tensor] = (frame.dtype, frame.shape, frame.total)
 
     def _check_piece(self, frame: Frame, expected: int) -> None:
         size = len(frame.payload)

@@ -83,9 +83,10 @@ class Link:
         self._unannounced = 0  # bytes received since the last acknowledgement
         self._announced = 0  # consumed messages as last announced
         self._ack_bytes, self._ack_messages, self._max_control = MIB, 1, 0
-        self._peer_hungry = self._asked = False
+        self._peer_hungry = False  # the peer waits for credit: announce every message that is consumed
+        self._asked = (-1, -1, -1)
         self._heard, self._said = now, now
-        self._heard_frame: Frame | None = None
+        self._heard_what: tuple[Kind, int, int] | None = None  # kind, tensor, step
         self._put(Kind.HELLO, handshake.to_bytes(hello, limits))
 
     # ---- bytes out
@@ -154,9 +155,10 @@ class Link:
             self._outbound.end(out)
 
     def starve(self) -> None:
-        """Tells the peer that this side waits for credit (once, until some comes)."""
-        if not self._asked:
-            self._asked = True
+        """Tells the peer that this side waits for credit; once, until something changes."""
+        now = (self._seq, self._acked, self._outbound.consumed)
+        if now != self._asked:
+            self._asked = now
             self._put(Kind.PING, flags=FLAG_HUNGRY)
 
     def send_control(self, topic: str, body: Mapping[str, Any]) -> None:
@@ -241,13 +243,13 @@ class Link:
 
     def last_heard(self, now: float) -> str:
         """What the peer said last, and how long ago."""
-        frame = self._heard_frame
-        if frame is None:
+        if self._heard_what is None:
             return "nothing was heard of it"
-        what = frame.kind.name.lower()
+        kind, tensor, step = self._heard_what
+        what = kind.name.lower()
         sends = [t.name for t in self.peer.tensors if t.direction == "send"] if self.peer else []
-        if frame.kind is Kind.DATA and frame.tensor < len(sends):
-            what = f"tensor {sends[frame.tensor]!r} of step {frame.step}"
+        if kind is Kind.DATA and tensor < len(sends):
+            what = f"tensor {sends[tensor]!r} of step {step}"
         return f"last heard {max(0.0, now - self._heard):.1f} s ago ({what})"
 
     # ---- bytes in
@@ -272,7 +274,7 @@ class Link:
                 if self.state is State.OVER:
                     break
                 event = self._handle(frame)
-                self._heard_frame = frame._replace(payload=memoryview(b""))
+                self._heard_what = (frame.kind, frame.tensor, frame.step)
                 if event is not None:
                     events.append(event)
         except ProtocolError as error:
@@ -305,7 +307,7 @@ class Link:
         self._on_credit(frame)
         if kind in (Kind.PING, Kind.ACK):
             if frame.flags & FLAG_HUNGRY:
-                self._peer_hungry = True
+                self._peer_hungry = self._inbound.consumed < self._inbound.messages
                 self._put(Kind.ACK)
             return None
         if kind not in (Kind.DATA, Kind.CONTROL, Kind.BYE):
@@ -321,7 +323,6 @@ class Link:
 
     def _on_sequenced(self, frame: Frame) -> Event | None:
         if frame.kind is Kind.DATA:
-            self._peer_hungry = False
             message = self._inbound.accept(frame)
             self._count(len(frame.payload))
             return message
@@ -397,11 +398,9 @@ class Link:
             )
         if frame.ack > self._acked:
             self._acked = frame.ack
-            self._asked = False
             while self._kept and self._kept[0][0] <= frame.ack:
                 self._kept_bytes -= self._kept.popleft()[1]
         if frame.consumed > out.consumed:
-            self._asked = False
             out.consumed, out.consumed_bytes = frame.consumed, max(out.consumed_bytes, frame.consumed_bytes)
 
     def _count(self, size: int) -> None:
@@ -416,6 +415,7 @@ class Link:
             self._peer_hungry or self._inbound.consumed - self._announced >= self._ack_messages
         ):
             self._put(Kind.ACK)
+            self._peer_hungry = self._peer_hungry and self._inbound.consumed < self._inbound.messages
 
 
 def _agreed(sender: Hello, receiver: Hello) -> list[TensorSpec]:
