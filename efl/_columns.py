@@ -1,8 +1,8 @@
 """Feature columns to dense tensors, with embedding tables that train and eval share.
 
-``tf.feature_column.input_layer`` names an embedding table after how many input layers were made before: a second one, for
-evaluation, gets a second, untrained set. Here every column is an input layer of its own, in a variable scope that
-is named by group and column and is entered anew each time, so that equal names mean the same table.
+``tf.feature_column.input_layer`` names an embedding table after how many input layers were made before: a second
+one, for evaluation, gets a second, untrained set. Here every column is an input layer of its own, in a variable scope
+that is named by group and column and is entered anew each time, so that equal names mean the same table.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def check_tensor(value: Any, who: str) -> None:
             raise ModelError(f"{who} was made in another graph; make it in the graph in which the model is compiled")
 
 
-def dense_groups(
-    features: Mapping[str, Any], columns: Mapping[str, Any], sample: str
-) -> dict[str, tf.Tensor]:
+def dense_groups(features: Mapping[str, Any], columns: Mapping[str, Any], sample: str) -> dict[str, tf.Tensor]:
     """Computes every group: the dense outputs of its columns, side by side in the order given.
 
     Args:
@@ -67,7 +65,8 @@ def dense_groups(
       DataError: A column names a feature that there is not, or of the wrong size.
     """
     if not isinstance(columns, Mapping):
-        raise ModelError(f"{sample}: columns: expected a dict of group -> list of feature columns, got {_what(columns)}")
+        what = _what(columns)
+        raise ModelError(f"{sample}: columns: expected a dict of group -> list of feature columns, got {what}")
     groups = {}
     with tf.name_scope(_scope_name(sample)):
         for group, members in columns.items():
@@ -100,33 +99,36 @@ def _dense(features: Mapping[str, Any], column: Any, group: str, sample: str) ->
     place = "shared" if shared else f"{_scope_name(group)}/{_scope_name(column.name)}"
     task = current_task_scope().task
     try:
-        with tf.variable_scope(place if task is None else f"{task}/{place}", reuse=tf.AUTO_REUSE) as scope:
-            with _own_collection(shared, scope.name), no_deprecation_warnings():
-                return tf.cast(tf.feature_column.input_layer(inputs, [column]), tf.float32)
+        with (
+            tf.variable_scope(place if task is None else f"{task}/{place}", reuse=tf.AUTO_REUSE),
+            _hidden_collection(shared),
+            no_deprecation_warnings(),
+        ):
+            return tf.cast(tf.feature_column.input_layer(inputs, [column]), tf.float32)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{who}: {error}") from error
 
 
 @contextlib.contextmanager
-def _own_collection(name: str | None, scope: str) -> Iterator[None]:
-    """Gives the columns of a shared embedding a graph collection per variable scope.
+def _hidden_collection(name: str | None) -> Iterator[None]:
+    """Hides a graph collection from the columns of a shared embedding.
 
-    They find their table by a collection of that name in the whole graph: two tasks would share one unawares.
+    They would find their table in it, anywhere in the graph, so that two tasks shared one unawares. Without it they
+    find it by its name in the variable scope, as every other column.
     """
     if name is None:
         yield
         return
-    theirs, ours = tf.get_collection_ref(name), tf.get_collection_ref(f"{scope}/{name}")
-    outer, theirs[:] = theirs[:], ours
+    collection = tf.get_collection_ref(name)
+    others, collection[:] = collection[:], []
     try:
         yield
-        ours[:] = theirs
     finally:
-        theirs[:] = outer
+        collection[:] = others
 
 
 def _fit(value: Any, spec: Any, who: str) -> Any:
-    """Gives a feature the rank that its column reads: ``[batch, *shape]`` for numbers, ``[batch, n]`` for categories."""
+    """Gives a feature the shape that its column reads: ``[batch, *shape]`` (numbers) or ``[batch, n]`` (categories)."""
     rank = value.shape.rank
     if rank == 0:
         raise DataError(f"{who} is a scalar; expected a batch, [batch, ...]")
@@ -143,8 +145,9 @@ def _fit(value: Any, spec: Any, who: str) -> Any:
         raise ModelError(f"{who} holds strings; a numeric column needs numbers: tf.strings.to_number")
     wanted = [int(size) for size in spec.shape]
     row = value.shape[1:]
-    if rank is not None and row.is_fully_defined() and row.num_elements() != np.prod(wanted):
-        raise DataError(f"{who} has {row.num_elements()} value(s) a row (shape {value.shape}), the column asks for {wanted}")
+    count = row.num_elements()  # None where unknown
+    if count is not None and count != np.prod(wanted):
+        raise DataError(f"{who} has {count} value(s) a row (shape {value.shape}), the column asks for {wanted}")
     if rank == len(wanted) + 1:
         return value
     return tf.reshape(value, tf.concat([tf.shape(value)[:1], wanted], 0))

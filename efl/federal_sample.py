@@ -14,11 +14,12 @@ from efl.sample import Sample
 class FederalSample(Sample):
     """One party's half of a batch.
 
-    With ``verify_id`` the ids of every batch are compared with the peer's: a keyed digest of them, with a fresh key in every
-    run, rides on the step's first message. A difference stops both parties before the step changes any weight,
-    with step, block and row. What the peer learns of rows that it holds too: nothing new. What it learns after
-    a difference: which of the ids that it can guess are in the differing batch (short digests of the rows are
-    exchanged then, under a key that both parties know).
+    With ``verify_id`` the ids of every batch are compared with the peer's: one keyed digest of them, with a fresh key
+    in every run, rides on the step's first message. A difference stops both parties before the step changes any
+    weight, with step, block and row. What the peer learns: both parties know the key, so a peer who guesses all ids of
+    a batch, in order, can confirm the guess, which is nothing new where it holds the same rows. After a difference,
+    and once, short digests of the single rows are exchanged: then it can confirm guesses id by id. Use aliases as
+    sample ids where they must not be guessed at.
 
     Args:
       features: As in :class:`~efl.Sample`. Those of ``FederalDataIO.read()`` also say which row of which block a

@@ -4,6 +4,8 @@
                "label": [tf.feature_column.numeric_column("label", 1)]}
     sample = efl.Sample(features, columns)
     logits = tf.layers.dense(sample["deep"], 1)
+
+In a federation, :class:`efl.FederalSample` also compares the rows with the peer's.
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def came_from(error: Exception, node: str) -> bool:
     return re.search(rf"(\[\[|node ){re.escape(node)}\}}?\}}?\]\]", text_of(error)) is not None
 
 
-def explain(
-    error: Exception, owner: str, table: FeatureTable, blocks: Sequence[Block], likeliest: int
-) -> DataError:
+def explain(error: Exception, owner: str, table: FeatureTable, blocks: Sequence[Block], likeliest: int) -> DataError:
     """Returns the error of a reader in clear words.
 
     Args:

@@ -25,7 +25,7 @@ class Origin:
     blocks: tuple[str, ...]
 
 
-class Features(dict):  # type: ignore[type-arg]
+class Features(dict[str, Any]):
     """A batch: feature name to tensor, in the order of declaration; also knows where its rows come from.
 
     Attributes:

@@ -4,8 +4,8 @@ Every record travels with one int64 *place*, ``slot << 34 | row``: a slot is a b
 (``epoch * blocks + position``). The last place of a batch says where the next batch starts, so however far the pipeline
 reads ahead, the position of a batch arrives with the batch.
 
-Nothing is done record by record in Python or in a traced function: places are made by ``Dataset.range`` and arithmetic on
-batches, which costs a tenth of the reading itself.
+Nothing is done record by record in Python or in a traced function: places are made by ``Dataset.range`` and arithmetic
+on batches, which costs a tenth of the reading itself.
 """
 
 from __future__ import annotations

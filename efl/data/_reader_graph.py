@@ -68,8 +68,8 @@ class ReaderGraph:
 
     def prepare(self, sess: tf.Session) -> None:
         """Initialises those of the reader's variables that are not initialised yet."""
-        initialised = sess.run(self._initialised)
-        missing = [v.initializer for v, done in zip((self._position, self._running), initialised) if not done]
+        variables, initialised = (self._position, self._running), sess.run(self._initialised)
+        missing = [v.initializer for v, done in zip(variables, initialised, strict=True) if not done]
         if missing:
             sess.run(missing)
 

@@ -1,7 +1,7 @@
 """Where a reader stands: which record comes next, in which order of the data.
 
-The position is kept in a graph variable that is assigned in the very step that consumes a batch, so that it is saved and
-restored with the weights; :class:`ReaderState` is its value outside the graph.
+The position is kept in a graph variable that is assigned in the very step that consumes a batch, so that it is saved
+and restored with the weights; :class:`ReaderState` is its value outside the graph.
 """
 
 from __future__ import annotations

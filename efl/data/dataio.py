@@ -5,6 +5,8 @@
     dataio.fixedlen_feature("label", 1, dtype=tf.float32)
     features = dataio.read()  # {"feature": [batch, 392], "label": [batch, 1]}
     model.add_hooks([dataio.get_hook()])
+
+The dict goes into :class:`efl.Sample`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
+from efl._task_scope import TaskScope, current_task_scope
 from efl.data import _pipeline
 from efl.data._explain import came_from, explain
 from efl.data._features import Features, FeatureTable, Origin
@@ -24,7 +27,6 @@ from efl.data._files import Block, find_blocks, share_of
 from efl.data._reader_graph import ReaderGraph
 from efl.data._reader_state import ReaderState, fingerprint
 from efl.errors import ConfigError, DataError, ModelError
-from efl._task_scope import TaskScope, current_task_scope
 
 READERS = "efl_readers"
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")

@@ -1,8 +1,8 @@
 """Reads the same rows on both sides: a :class:`~efl.data.DataIO` whose order the leader decides.
 
-When reading starts, the leader sends a plan (the blocks in order, where to begin, the seed of the random order), and the
-follower reads by it. What the follower learns: names of the leader's blocks and the order of reading. What the leader
-learns: nothing, except that an error at the follower names blocks that it lacks.
+When reading starts, the leader sends a plan (the blocks in order, where to begin, the seed of the random order), and
+the follower reads by it. What the follower learns: names of the leader's blocks and the order of reading. What the
+leader learns: nothing, except that an error at the follower names blocks that only one of them holds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import tensorflow.compat.v1 as tf
 
+from efl._task_scope import task_scope
 from efl.data._features import Features
 from efl.data._files import Block, find_blocks, shorten
 from efl.data._reader_state import ReaderState, fingerprint
 from efl.data.dataio import DataIO
 from efl.errors import ConfigError, DataError, ProtocolError
-from efl._task_scope import task_scope
 
 _MODES = ("data-join", "local")
 _PART_BYTES = 1 << 18  # of block names in one message
@@ -112,7 +112,7 @@ class FederalDataIO(DataIO):
         return features
 
     def init_dataset(self) -> tf.data.Dataset:
-        """Makes a dataset of this party's batches, in an order that the peer has no part in; see :meth:`DataIO.init_dataset`.
+        """Makes a dataset of this party's batches in this party's order; see :meth:`DataIO.init_dataset`.
 
         Raises:
           ConfigError: With ``shuffle`` but without ``seed``: the parties could not read in the same order.
@@ -158,12 +158,16 @@ class FederalDataIO(DataIO):
         part, parts = 0, 1
         while part < parts:
             plan = self._communicator.recv_plan(self._plan_name)
-            blocks, parts = plan.get("blocks"), plan.get("parts")
-            valid = isinstance(blocks, list) and all(isinstance(name, str) for name in blocks)
-            if not valid or type(parts) is not int or plan.get("part") != part:
+            blocks, announced = plan.get("blocks"), plan.get("parts")
+            if (
+                not isinstance(blocks, list)
+                or not all(isinstance(name, str) for name in blocks)
+                or type(announced) is not int
+                or plan.get("part") != part
+            ):
                 raise ProtocolError(f"{self._owner}: the leader's plan is malformed; do both parties run the same efl?")
-            names += blocks  # type: ignore[operator]
-            part += 1
+            names += blocks
+            part, parts = part + 1, announced
         try:
             state = ReaderState(plan["seed"], plan["epoch"], plan["position"], plan["row"], fingerprint(names))
         except (KeyError, DataError) as error:

@@ -41,6 +41,10 @@ def read_ids(reader: DataIO) -> list[list[int]]:
         return [batch.ravel().tolist() for batch in drain(sess, ids)]
 
 
+def flat(batches: list[list[int]]) -> list[int]:
+    return [i for batch in batches for i in batch]
+
+
 def test_batches_run_across_files_and_the_last_one_is_short(tmp_path: Path) -> None:
     write_ids(tmp_path, [3, 5, 2])
     assert read_ids(id_reader(tmp_path)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -67,13 +71,13 @@ def test_epochs_are_one_stream_as_repeat_then_batch(tmp_path: Path, prefetch: in
 
 def test_file_nodes_choose_sub_folders_and_all_are_read_without_any(tmp_path: Path) -> None:
     write_ids(tmp_path, [2, 2, 2, 2], ["b/x", "a/y", "c/deep/z", "top"])
-    assert sum(read_ids(id_reader(tmp_path)), []) == [2, 3, 0, 1, 4, 5, 6, 7]  # a/y, b/x, c/deep/z, top
+    assert flat(read_ids(id_reader(tmp_path))) == [2, 3, 0, 1, 4, 5, 6, 7]  # a/y, b/x, c/deep/z, top
     one = id_reader(tmp_path, name="one")
     one.add_file_node("c")
-    assert sum(read_ids(one), []) == [4, 5]
+    assert flat(read_ids(one)) == [4, 5]
     two = id_reader(tmp_path, name="two")
     two.add_file_nodes(["c/", "./b"])
-    assert sum(read_ids(two), []) == [0, 1, 4, 5]  # sorted by path, not by the order of the calls
+    assert flat(read_ids(two)) == [0, 1, 4, 5]  # sorted by path, not by the order of the calls
 
 
 def test_hidden_files_and_notes_are_passed_over(tmp_path: Path) -> None:
@@ -87,8 +91,8 @@ def test_hidden_files_and_notes_are_passed_over(tmp_path: Path) -> None:
 
 def test_workers_share_the_files(tmp_path: Path) -> None:
     write_ids(tmp_path, [2, 2, 2])
-    assert sum(read_ids(id_reader(tmp_path, worker_idx=0, worker_num=2)), []) == [0, 1, 4, 5]
-    assert sum(read_ids(id_reader(tmp_path, worker_idx=1, worker_num=2, name="second")), []) == [2, 3]
+    assert flat(read_ids(id_reader(tmp_path, worker_idx=0, worker_num=2))) == [0, 1, 4, 5]
+    assert flat(read_ids(id_reader(tmp_path, worker_idx=1, worker_num=2, name="second"))) == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -136,13 +140,15 @@ def test_fixed_and_varying_features_of_all_dtypes(tmp_path: Path) -> None:
         other.fixedlen_feature(name, 2, dtype)
         other.varlen_feature("flag", tf.uint8)
         cast = other.read()
-        assert cast[name].dtype == dtype and cast["flag"].dtype == tf.uint8
+        assert cast[name].dtype == dtype
+        assert cast["flag"].dtype == tf.uint8
         with tf.Session() as sess:
             other.initialize_iter(sess)
             got = sess.run(cast)
         np.testing.assert_array_equal(got[name], np.array([row[name] for row in rows]))
         np.testing.assert_array_equal(got["flag"].values, [0, 1, 1, 1, 0, 0])
-    assert features["flag"].dtype == tf.bool and isinstance(features["tags"], tf.SparseTensor)
+    assert features["flag"].dtype == tf.bool
+    assert isinstance(features["tags"], tf.SparseTensor)
     with tf.Session() as sess:
         reader.initialize_iter(sess)
         got = sess.run(dict(features))
@@ -150,7 +156,8 @@ def test_fixed_and_varying_features_of_all_dtypes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got["s"], [[b"a", b"bc"], [b"", b"\xff"], [b"e", b"f"]])
     np.testing.assert_array_equal(got["f"], np.array([row["f"] for row in rows], np.float32))
     assert got["tags"].indices.tolist() == [[0, 0], [0, 1], [2, 0]]
-    assert got["tags"].values.tolist() == [b"u", b"v", b"w"] and got["tags"].dense_shape.tolist() == [3, 2]
+    assert got["tags"].values.tolist() == [b"u", b"v", b"w"]
+    assert got["tags"].dense_shape.tolist() == [3, 2]
 
 
 def test_float16_and_the_default_dtype_of_varying_features(tmp_path: Path) -> None:
@@ -162,7 +169,8 @@ def test_float16_and_the_default_dtype_of_varying_features(tmp_path: Path) -> No
     with tf.Session() as sess:
         reader.initialize_iter(sess)
         got = sess.run(dict(features))
-    assert got["h"].dtype == np.float16 and got["h"][0, 0] == np.float16(np.float32(0.1))
+    assert got["h"].dtype == np.float16
+    assert got["h"][0, 0] == np.float16(np.float32(0.1))
     assert got["n"].values.dtype == np.int64
 
 
@@ -275,18 +283,18 @@ def test_bad_settings_are_refused(tmp_path: Path, options: dict[str, Any], messa
 
 def test_bad_features_are_refused(tmp_path: Path) -> None:
     reader = DataIO(str(tmp_path), 1, 0, 1)
-    with pytest.raises(ConfigError, match="no feature is declared"):
+    with pytest.raises(ConfigError, match=r"no feature is declared"):
         reader.read()
     reader.fixedlen_feature("x", 1)
-    with pytest.raises(ConfigError, match="'x' is declared twice"):
+    with pytest.raises(ConfigError, match=r"'x' is declared twice"):
         reader.varlen_feature("x")
-    with pytest.raises(ConfigError, match="dim=0: expected a positive integer"):
+    with pytest.raises(ConfigError, match=r"dim=0: expected a positive integer"):
         reader.fixedlen_feature("y", 0)
-    with pytest.raises(ConfigError, match="use varlen_feature"):
+    with pytest.raises(ConfigError, match=r"use varlen_feature"):
         reader.fixedlen_feature("y", None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="dtype=complex64: a record holds strings, integers and floats"):
+    with pytest.raises(ConfigError, match=r"dtype=complex64: a record holds strings, integers and floats"):
         reader.fixedlen_feature("y", 1, tf.complex64)
-    with pytest.raises(ConfigError, match="feature name ''"):
+    with pytest.raises(ConfigError, match=r"feature name ''"):
         reader.varlen_feature("")
 
 
@@ -297,7 +305,7 @@ def test_calls_out_of_order_are_refused(tmp_path: Path) -> None:
         reader.initialize_iter(sess)
     reader.read()
     for call in (reader.read, lambda: reader.fixedlen_feature("y", 1), lambda: reader.add_file_node("y")):
-        with pytest.raises(ModelError, match="read.. was called already"):
+        with pytest.raises(ModelError, match=r"read.. was called already"):
             call()
 
 
@@ -306,13 +314,13 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(DataError, match=r"leader_trian' is not a folder.*there is: 'leader_train/?', 'notes.txt'"):
         id_reader(tmp_path / "leader_trian").read()
-    with pytest.raises(DataError, match="Its parent .* is missing too"):
+    with pytest.raises(DataError, match=r"Its parent .* is missing too"):
         id_reader(tmp_path / "no" / "such").read()
-    with pytest.raises(DataError, match="no TFRecord file in .*leader_train'. In .* there is: nothing"):
+    with pytest.raises(DataError, match=r"no TFRecord file in .*leader_train'. In .* there is: nothing"):
         id_reader(tmp_path / "leader_train").read()
     reader = id_reader(tmp_path)
     reader.add_file_node("leader_test")
-    with pytest.raises(DataError, match="leader_test' is not a folder"):
+    with pytest.raises(DataError, match=r"leader_test' is not a folder"):
         reader.read()
     write_ids(tmp_path, [1, 1])
     with pytest.raises(DataError, match=r"worker 2 of 3 has nothing to read: .* holds only 2 file\(s\)"):
@@ -324,13 +332,13 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("node", ["", "/etc", "../x", "a/../../x"])
 def test_file_nodes_stay_inside_the_folder(tmp_path: Path, node: str) -> None:
-    with pytest.raises(ConfigError, match="expected a sub-folder"):
+    with pytest.raises(ConfigError, match=r"expected a sub-folder"):
         id_reader(tmp_path).add_file_node(node)
 
 
 def test_file_nodes_are_a_list_without_repetition(tmp_path: Path) -> None:
     reader = id_reader(tmp_path)
-    with pytest.raises(ConfigError, match="expected a list"):
+    with pytest.raises(ConfigError, match=r"expected a list"):
         reader.add_file_nodes("ab")
-    with pytest.raises(ConfigError, match="'a' is added twice"):
+    with pytest.raises(ConfigError, match=r"'a' is added twice"):
         reader.add_file_nodes(["a", "a/"])

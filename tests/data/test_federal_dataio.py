@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 from pathlib import Path
@@ -84,8 +85,11 @@ def test_both_read_the_same_rows_in_the_same_order(tmp_path: Path, mode: str, sh
     parties = Parties(tmp_path / "l", tmp_path / "f", data_mode=mode, shuffle=shuffle, num_epochs=2)
     parties.each("initialize_iter")
     leader, follower = parties.rest("leader"), parties.rest("follower")
-    assert leader == follower and sorted(leader) == sorted(ids * 2)
+    assert leader == follower
+    assert sorted(leader) == sorted(ids * 2)
     assert (leader == ids * 2) == (not shuffle)
+    parties.each("initialize_iter")  # a second time: no second plan
+    assert parties.line.plans.empty()
     parties.each("restart")
     assert parties.rest("leader") == parties.rest("follower") == leader
 
@@ -163,21 +167,25 @@ def test_settings_are_declared_for_the_handshake(tmp_path: Path) -> None:
     for role in "lf":
         write_ids(tmp_path / role, [5])
     line = Parties(tmp_path / "l", tmp_path / "f", data_mode="local", drop_remainder=True).line
-    assert line.declared["leader"] == line.declared["follower"] == {
-        "train/dataio/batch_size": 4,
-        "train/dataio/num_epochs": 1,
-        "train/dataio/drop_remainder": True,
-        "train/dataio/data_mode": "local",
-        "train/dataio/shuffle": False,
-        "train/dataio/worker_num": 1,
-    }
+    assert (
+        line.declared["leader"]
+        == line.declared["follower"]
+        == {
+            "train/dataio/batch_size": 4,
+            "train/dataio/num_epochs": 1,
+            "train/dataio/drop_remainder": True,
+            "train/dataio/data_mode": "local",
+            "train/dataio/shuffle": False,
+            "train/dataio/worker_num": 1,
+        }
+    )
 
 
 def test_local_files_of_different_names_are_refused(tmp_path: Path) -> None:
     write_ids(tmp_path / "l", [1, 1, 1], ["a", "b", "c"])
     write_ids(tmp_path / "f", [1, 1], ["b", "x"])
     parties = Parties(tmp_path / "l", tmp_path / "f", data_mode="local")
-    with pytest.raises(DataError, match="Only the leader has: 'a', 'c'. Only the follower has: 'x'$"):
+    with pytest.raises(DataError, match=r"Only the leader has: 'a', 'c'. Only the follower has: 'x'$"):
         parties.each("initialize_iter")
 
 
@@ -185,7 +193,9 @@ def test_a_block_that_the_follower_lacks_is_named(tmp_path: Path) -> None:
     write_ids(tmp_path / "l", [1, 1, 1], ["a", "b", "c"])
     write_ids(tmp_path / "f", [1, 1], ["a", "c"])
     parties = Parties(tmp_path / "l", tmp_path / "f")
-    with pytest.raises(DataError, match="reads block 'b', which the follower does not hold in '.*f' .1 of 3 .*Copy the"):
+    with pytest.raises(
+        DataError, match=r"reads block 'b', which the follower does not hold in '.*f' .1 of 3 .*Copy the"
+    ):
         parties.each("initialize_iter")
 
 
@@ -204,16 +214,18 @@ def test_a_malformed_plan_is_refused(tmp_path: Path, change: dict[str, Any]) -> 
         follower.read()
         good = {"seed": 0, "epoch": 0, "position": 0, "row": 0, "part": 0, "parts": 1, "blocks": ["part-0.tfrecord"]}
         line.plans.put(("run/dataio", json.dumps({**good, **change})))
-        with pytest.raises(ProtocolError, match="the leader's plan"):
+        with pytest.raises(ProtocolError, match=r"the leader's plan"):
             follower.initialize_iter(sess)
 
 
 def test_a_long_list_of_blocks_takes_several_messages() -> None:
     names = [f"bucket-{i:05}/{'é' * 20}.tfrecord" for i in range(10_000)]
     parts = _split(names)
-    assert len(parts) > 1 and sum(parts, []) == names
+    assert len(parts) > 1
+    assert list(itertools.chain(*parts)) == names
     assert max(len(json.dumps(part)) for part in parts) <= _PART_BYTES
-    assert _split([]) == [[]] and _split(["x" * _PART_BYTES, "y"]) == [["x" * _PART_BYTES], ["y"]]
+    assert _split([]) == [[]]
+    assert _split(["x" * _PART_BYTES, "y"]) == [["x" * _PART_BYTES], ["y"]]
 
 
 def test_a_plan_in_parts_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,20 +241,20 @@ def test_a_plan_in_parts_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_wrong_roles_modes_and_communicators_are_refused(tmp_path: Path) -> None:
     end = Line().end("leader")
-    with pytest.raises(ConfigError, match="role='follower', but the communicator is the leader's"):
+    with pytest.raises(ConfigError, match=r"role='follower', but the communicator is the leader's"):
         FederalDataIO(str(tmp_path), 1, end, "follower", 0, 1)
-    with pytest.raises(ConfigError, match="data_mode='join': expected 'data-join' or 'local'"):
+    with pytest.raises(ConfigError, match=r"data_mode='join': expected 'data-join' or 'local'"):
         FederalDataIO(str(tmp_path), 1, end, "leader", 0, 1, data_mode="join")
-    with pytest.raises(ConfigError, match="communicator=None: expected model.communicator"):
+    with pytest.raises(ConfigError, match=r"communicator=None: expected model.communicator"):
         FederalDataIO(str(tmp_path), 1, None, "leader", 0, 1)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="batch_size=0"):
+    with pytest.raises(ConfigError, match=r"batch_size=0"):
         FederalDataIO(str(tmp_path), 0, end, "leader", 0, 1)
 
 
 def test_init_dataset_needs_a_seed_to_shuffle(tmp_path: Path) -> None:
     write_ids(tmp_path, [9])
     line = Line()
-    with pytest.raises(ConfigError, match="needs seed="):
+    with pytest.raises(ConfigError, match=r"needs seed="):
         reader(line, "leader", tmp_path, shuffle=True).init_dataset()
     orders = []
     for role in ("leader", "follower"):

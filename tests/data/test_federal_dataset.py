@@ -82,5 +82,5 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 
 
 def test_filenames_of_another_type_are_refused() -> None:
-    with pytest.raises(ConfigError, match="expected strings of rank 0 or 1, got int32"):
+    with pytest.raises(ConfigError, match=r"expected strings of rank 0 or 1, got int32"):
         FederalDataset(tf.constant([1]))

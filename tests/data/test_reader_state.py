@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_shuffle_permutes_blocks_and_rows_anew_in_every_epoch(tmp_path: Path) ->
     for epoch in epochs:
         assert sorted(epoch) == list(range(125))
         blocks = np.searchsorted(bounds, epoch, side="right") - 1
-        changes = [int(blocks[0]), *(int(b) for a, b in zip(blocks, blocks[1:]) if a != b)]
+        changes = [int(blocks[0]), *(int(b) for a, b in itertools.pairwise(blocks) if a != b)]
         assert sorted(changes) == [0, 1, 2, 3]  # a block is read to its end before the next
         block_orders.append(changes)
         for block in range(4):
@@ -197,7 +198,9 @@ def test_a_position_in_other_files_is_refused_and_says_what_to_do(tmp_path: Path
         other = id_reader(tmp_path, 4)
         ids = other.read()["id"]
         sess.run(other.restore_from_reader_state_op(state))
-        with pytest.raises(DataError, match="counts in other files than the 3 found now.*'efl_reader/run-?/?dataio/position'"):
+        with pytest.raises(
+            DataError, match=r"counts in other files than the 3 found now.*'efl_reader/run-?/?dataio/position'"
+        ):
             other.initialize_iter(sess)
         other.restart(sess)  # to begin at the start is possible
         assert len(ids_from(sess, ids)) == 9
@@ -211,7 +214,7 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, state: Any) -> N
     write_ids(tmp_path, [3])
     reader = id_reader(tmp_path, 4)
     reader.read()
-    with pytest.raises(DataError, match="reader.state"):
+    with pytest.raises(DataError, match=r"reader.state"):
         reader.restore_from_reader_state_op(state)
 
 
@@ -222,7 +225,7 @@ def test_state_round_trips() -> None:
 
 def test_too_many_epochs_of_too_many_files_are_refused(tmp_path: Path) -> None:
     write_ids(tmp_path, [1, 1])
-    with pytest.raises(ConfigError, match="use fewer epochs or larger files"):
+    with pytest.raises(ConfigError, match=r"use fewer epochs or larger files"):
         id_reader(tmp_path, num_epochs=2**29).read()
 
 

@@ -95,7 +95,9 @@ def test_both_parties_draw_the_same_random_order(tmp_path: Path) -> None:
         write_blocks(tmp_path / role, BLOCKS)
     results = run(tmp_path, shuffle=True, num_epochs=2)
     leader = seen(results["leader"])
-    assert leader == seen(results["follower"]) and sorted(leader) == sorted(2 * ALL) and leader != 2 * ALL
+    assert leader == seen(results["follower"])
+    assert sorted(leader) == sorted(2 * ALL)
+    assert leader != 2 * ALL
 
 
 def test_a_stopped_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
@@ -106,7 +108,8 @@ def test_a_stopped_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
     rest = run(tmp_path, follower={"seed": 6}, **options)
     begun, ended = seen(first["leader"]), seen(rest["leader"])
     assert (seen(first["follower"]), seen(rest["follower"])) == (begun, ended)
-    assert len(begun) == 12 and sorted(begun + ended) == ALL
+    assert len(begun) == 12
+    assert sorted(begun + ended) == ALL
 
 
 def failed(results: dict[str, PartyResult]) -> tuple[str, str]:
@@ -118,7 +121,8 @@ def test_settings_that_differ_end_the_handshake_on_both_sides(tmp_path: Path) ->
     for role in ("leader", "follower"):
         write_blocks(tmp_path / role, BLOCKS)
     for output in failed(run(tmp_path, leader={"batch_size": 8}, follower={"num_epochs": 3})):
-        assert "train/dataio/batch_size" in output and "train/dataio/num_epochs" in output
+        assert "train/dataio/batch_size" in output
+        assert "train/dataio/num_epochs" in output
 
 
 @pytest.mark.parametrize("mode", ["local", "data-join"])
@@ -135,7 +139,9 @@ def test_ids_out_of_line_end_both_sides_with_block_and_row(tmp_path: Path) -> No
     write_blocks(tmp_path / "leader", BLOCKS)
     write_blocks(tmp_path / "follower", {**BLOCKS, "part-1": [10, 11, 12, 14, 13, 15, 16]})
     for output in failed(run(tmp_path)):
-        assert "SampleMismatch" in output and "part-1" in output and re.search(r"row 3\b", output)
+        assert "SampleMismatch" in output
+        assert "part-1" in output
+        assert re.search(r"row 3\b", output)
 
 
 def test_a_cut_off_file_ends_both_sides_and_is_named(tmp_path: Path) -> None:

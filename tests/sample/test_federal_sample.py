@@ -31,9 +31,12 @@ def sample(given: Any = None, role: str = "leader", **options: Any) -> efl.Feder
 
 def test_it_is_a_sample_with_ids() -> None:
     made = sample(sample_id_name="id", name="train")
-    assert isinstance(made, efl.Sample) and list(made) == ["x"] and made.sample_ids is made.features["id"]
+    assert isinstance(made, efl.Sample)
+    assert list(made) == ["x"]
+    assert made.sample_ids is made.features["id"]
     copy = made.create({"x": made["x"] + 1.0})  # does not have the ids compared a second time
-    assert type(copy) is efl.FederalSample and copy.sample_ids is made.sample_ids
+    assert type(copy) is efl.FederalSample
+    assert copy.sample_ids is made.sample_ids
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def test_ids_are_integers_or_strings_of_rank_one_or_two(ids: Any) -> None:
     with efl.task_scope(efl.MODE.TRAIN):
         made = sample(features(id=ids()), sample_id_name="id")
         # The communicator has them: it takes ids once per task and mode.
-        with pytest.raises(ModelError, match="train: sample ids are verified already"):
+        with pytest.raises(ModelError, match=r"train: sample ids are verified already"):
             sample(features(), sample_id_name="id", communicator=made.communicator)
 
 
@@ -59,7 +62,8 @@ def test_running_the_op_takes_the_batch_whose_ids_are_compared(tmp_path: Path) -
     read["x"] = tf.zeros([2, 1])
     made = sample(read, sample_id_name="id")
     (op,) = made.before_step_ops()
-    assert isinstance(op, tf.Operation) and isinstance(made.verify_sample_id(), tf.Operation)
+    assert isinstance(op, tf.Operation)
+    assert isinstance(made.verify_sample_id(), tf.Operation)
     with tf.Session() as sess:
         reader.initialize_iter(sess)
         sess.run(op)
@@ -68,8 +72,9 @@ def test_running_the_op_takes_the_batch_whose_ids_are_compared(tmp_path: Path) -
 
 def test_without_verification_nothing_is_compared_and_no_communicator_is_needed() -> None:
     made = sample(communicator=None, verify_id=False)
-    assert made.before_step_ops() == [] and made.sample_ids is None
-    with pytest.raises(ModelError, match="made with verify_id=False"):
+    assert made.before_step_ops() == []
+    assert made.sample_ids is None
+    with pytest.raises(ModelError, match=r"made with verify_id=False"):
         made.verify_sample_id()
     channel = communicator()
     named = sample(communicator=channel, verify_id=False, sample_id_name="id")
@@ -78,16 +83,16 @@ def test_without_verification_nothing_is_compared_and_no_communicator_is_needed(
 
 
 def test_verification_without_a_name_or_communicator_is_refused() -> None:
-    with pytest.raises(ModelError, match="pass sample_id_name=..., or verify_id=False"):
+    with pytest.raises(ModelError, match=r"pass sample_id_name=..., or verify_id=False"):
         sample()
-    with pytest.raises(ConfigError, match="verify_id=True needs a communicator; pass model.communicator"):
+    with pytest.raises(ConfigError, match=r"verify_id=True needs a communicator; pass model.communicator"):
         sample(communicator=None, sample_id_name="id")
 
 
 def test_roles_must_agree() -> None:
-    with pytest.raises(ConfigError, match="federal_role='follower', but the communicator is the leader's"):
+    with pytest.raises(ConfigError, match=r"federal_role='follower', but the communicator is the leader's"):
         sample(role="follower", sample_id_name="id")
-    with pytest.raises(ConfigError, match="federal_role='boss': expected 'leader' or 'follower'"):
+    with pytest.raises(ConfigError, match=r"federal_role='boss': expected 'leader' or 'follower'"):
         sample(role="boss", sample_id_name="id")
 
 
@@ -102,15 +107,15 @@ def test_roles_must_agree() -> None:
     ],
 )
 def test_what_cannot_be_an_id_is_refused(ids: Any, message: str) -> None:
-    with pytest.raises(DataError, match="sample: sample_id_name='id' " + message):
+    with pytest.raises(DataError, match=r"sample: sample_id_name='id' " + message):
         sample(features(id=ids()), sample_id_name="id")
 
 
 def test_an_id_that_is_no_feature_is_refused() -> None:
-    with pytest.raises(DataError, match="sample_id_name='uid' names no feature; the features are: 'x', 'id'"):
+    with pytest.raises(DataError, match=r"sample_id_name='uid' names no feature; the features are: 'x', 'id'"):
         sample(sample_id_name="uid")
 
 
 def test_ids_that_do_not_exist_are_refused_with_verify_id_off_too() -> None:
-    with pytest.raises(DataError, match="names no feature"):
+    with pytest.raises(DataError, match=r"names no feature"):
         sample(sample_id_name="uid", verify_id=False)

@@ -76,7 +76,8 @@ def test_every_kind_of_column_equals_input_layer(kind: str) -> None:
     with tf.variable_scope("reference"):
         reference = fc.input_layer(features, [COLUMNS[kind]()])
     got, want = values([sample["group"], reference])
-    assert sample["group"].dtype == tf.float32 and sample["group"].shape.as_list()[1] == want.shape[1]
+    assert sample["group"].dtype == tf.float32
+    assert sample["group"].shape.as_list()[1] == want.shape[1]
     np.testing.assert_array_equal(got, want)
 
 
@@ -98,7 +99,9 @@ def test_columns_stand_in_the_order_given() -> None:
 def test_numeric_features_of_any_rank(shape: list[int], known: bool) -> None:
     array = np.arange(24, dtype=np.int32).reshape(shape)
     feature = tf.constant(array) if known else tf.placeholder_with_default(array, None)
-    sample = efl.Sample({"x": feature}, {"flat": [fc.numeric_column("x", 4)], "square": [fc.numeric_column("x", (2, 2))]})
+    sample = efl.Sample(
+        {"x": feature}, {"flat": [fc.numeric_column("x", 4)], "square": [fc.numeric_column("x", (2, 2))]}
+    )
     for got in values(sample.to_dict()).values():
         np.testing.assert_array_equal(got, array.reshape(6, 4).astype(np.float32))
     assert sample["flat"].shape.as_list()[1] == 4
@@ -142,18 +145,25 @@ def test_a_row_without_any_category_embeds_to_zero() -> None:
 def test_a_wrong_number_of_values_at_run_time_does_not_change_the_batch() -> None:
     feature = tf.placeholder_with_default(np.zeros((4, 6), np.float32), None)
     sample = efl.Sample({"x": feature}, {"x": [fc.numeric_column("x", 3)]})
-    with pytest.raises(tf.errors.InvalidArgumentError, match="values"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"values"):
         values(sample["x"])
 
 
 def test_sample_is_a_mapping_from_group_to_tensor() -> None:
     sample = efl.Sample(data(), {"a": [AGE], "b": [fc.numeric_column("count", 2)]})
-    assert list(sample) == ["a", "b"] and len(sample) == 2 and "a" in sample and "age" not in sample
-    assert list(sample.keys()) == ["a", "b"] and dict(sample.items()) == sample.to_dict()
-    assert sample.get("a") is sample["a"] and sample.get("age") is None and sample.get("age", 3) == 3
-    assert list(sample.features) == list(data()) and sample.before_step_ops() == []
+    assert list(sample) == ["a", "b"]
+    assert len(sample) == 2
+    assert "a" in sample
+    assert "age" not in sample
+    assert list(sample.keys()) == ["a", "b"]
+    assert dict(sample.items()) == sample.to_dict()
+    assert sample.get("a") is sample["a"]
+    assert sample.get("age") is None
+    assert sample.get("age", 3) == 3
+    assert list(sample.features) == list(data())
+    assert sample.before_step_ops() == []
     assert "'b': (3, 2)" in repr(sample)
-    with pytest.raises(ModelError, match="^sample has no group 'age'; there is: 'a', 'b'$"):
+    with pytest.raises(ModelError, match=r"^sample has no group 'age'; there is: 'a', 'b'$"):
         sample["age"]
     with pytest.raises(KeyError):
         sample["age"]
@@ -163,13 +173,18 @@ def test_groups_can_be_replaced_in_a_copy_or_in_place() -> None:
     sample = efl.Sample(data(), {"a": [AGE], "b": [fc.numeric_column("count", 2)]})
     before, doubled = sample["a"], sample["a"] * 2.0
     copy = sample.create({"a": doubled, "new": doubled})
-    assert type(copy) is efl.Sample and list(copy) == ["a", "b", "new"] and copy["a"] is doubled
-    assert sample["a"] is before and copy["b"] is sample["b"] and copy.features == sample.features
+    assert type(copy) is efl.Sample
+    assert list(copy) == ["a", "b", "new"]
+    assert copy["a"] is doubled
+    assert sample["a"] is before
+    assert copy["b"] is sample["b"]
+    assert copy.features == sample.features
     sample.set_transformed_feature_groups({"a": doubled})
-    assert sample["a"] is doubled and list(sample) == ["a", "b"]
-    with pytest.raises(ModelError, match="group 'a': expected a tensor"):
+    assert sample["a"] is doubled
+    assert list(sample) == ["a", "b"]
+    with pytest.raises(ModelError, match=r"group 'a': expected a tensor"):
         sample.create({"a": np.zeros(3)})
-    with pytest.raises(ModelError, match="expected a dict of group -> tensor"):
+    with pytest.raises(ModelError, match=r"expected a dict of group -> tensor"):
         sample.set_transformed_feature_groups([doubled])  # type: ignore[arg-type]
 
 
@@ -247,17 +262,19 @@ def test_shared_embeddings_share_across_groups_and_modes_but_not_across_tasks() 
 def test_two_tables_of_one_name_and_different_size_are_refused() -> None:
     feature = {"u": tf.constant([[1]], tf.int64)}
     efl.Sample(feature, {"g": [embedding("u", 4)]})
-    with pytest.raises(ModelError, match="group 'g', column 'u_embedding': .*shape"):
+    with pytest.raises(ModelError, match=r"group 'g', column 'u_embedding': .*shape"):
         efl.Sample(feature, {"g": [embedding("u", 8)]})
 
 
 def test_a_column_without_its_feature_is_named() -> None:
-    with pytest.raises(DataError, match="sample: group 'g', column 'price' needs the feature 'price'; the features are: 'age'"):
+    with pytest.raises(
+        DataError, match=r"sample: group 'g', column 'price' needs the feature 'price'; the features are: 'age'"
+    ):
         efl.Sample({"age": data()["age"]}, {"g": [AGE, fc.numeric_column("price")]})
     crossed = fc.indicator_column(fc.crossed_column([BUCKETS, "word"], 20))
-    with pytest.raises(DataError, match="needs the feature 'word'"):
+    with pytest.raises(DataError, match=r"needs the feature 'word'"):
         efl.Sample({"age": data()["age"]}, {"g": [crossed]})
-    with pytest.raises(DataError, match="the features are: none"):
+    with pytest.raises(DataError, match=r"the features are: none"):
         efl.Sample({}, {"g": [AGE]})
 
 
@@ -282,10 +299,10 @@ def test_columns_that_do_not_fit_are_refused(columns: Any, message: str) -> None
 def test_features_of_the_wrong_size_are_refused() -> None:
     with pytest.raises(DataError, match=r"feature 'count' has 2 value\(s\) a row .*the column asks for \[3\]"):
         efl.Sample(data(), {"g": [fc.numeric_column("count", 3)]})
-    with pytest.raises(DataError, match="feature 'age' is a scalar"):
+    with pytest.raises(DataError, match=r"feature 'age' is a scalar"):
         efl.Sample({"age": tf.constant(1.0)}, {"g": [AGE]})
     features = {"age": tf.zeros([3, 1]), "x": tf.zeros([2, 1])}
-    with pytest.raises(DataError, match="group 'g': its columns differ in batch size"):
+    with pytest.raises(DataError, match=r"group 'g': its columns differ in batch size"):
         efl.Sample(features, {"g": [AGE, fc.numeric_column("x")]})
 
 
@@ -308,23 +325,23 @@ def eager(make: Any) -> Any:
     ],
 )
 def test_features_that_are_no_graph_tensors_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(ModelError, match="sample: feature 'age': expected a tensor.*" + message):
+    with pytest.raises(ModelError, match=r"sample: feature 'age': expected a tensor.*" + message):
         efl.Sample({"age": make()}, {"g": [AGE]})
     value = make()
     if not isinstance(value, (tf.Tensor, list)):
-        with pytest.raises(ModelError, match="sample: features: expected a dict"):
+        with pytest.raises(ModelError, match=r"sample: features: expected a dict"):
             efl.Sample(value, {"g": [AGE]})
 
 
 def test_tensors_of_another_graph_and_eager_sparse_tensors_are_refused() -> None:
     with tf.Graph().as_default():
         foreign = tf.constant([[1.0]])
-    with pytest.raises(ModelError, match="feature 'age' was made in another graph"):
+    with pytest.raises(ModelError, match=r"feature 'age' was made in another graph"):
         efl.Sample({"age": foreign}, {"g": [AGE]})
     sparse = eager(lambda: tf.SparseTensor([[0, 0]], [1.0], [1, 1]))
-    with pytest.raises(ModelError, match="an eager tensor"):
+    with pytest.raises(ModelError, match=r"an eager tensor"):
         efl.Sample({"age": sparse}, {"g": [AGE]})
-    with pytest.raises(ModelError, match="feature name 3"):
+    with pytest.raises(ModelError, match=r"feature name 3"):
         efl.Sample({3: tf.zeros([1])}, {"g": [AGE]})  # type: ignore[dict-item]
 
 
@@ -332,5 +349,5 @@ def test_name_scope_of_the_caller_holds_the_ops() -> None:
     with tf.name_scope("outer"):
         sample = efl.Sample(data(), {"g": [AGE]}, name="my sample")
     assert sample["g"].op.name.startswith("outer/my_sample")
-    with pytest.raises(ModelError, match="sample name=''"):
+    with pytest.raises(ModelError, match=r"sample name=''"):
         efl.Sample(data(), {"g": [AGE]}, name="")
