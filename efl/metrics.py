@@ -1,13 +1,14 @@
 """Ranking metrics that cost little per step: :func:`auc` and :func:`gauc` (AUC within groups).
 
-Both return the ``(value, update_op)`` pair that ``tf.metrics.*`` return. Their state lies in local variables of the
-collections ``LOCAL_VARIABLES`` and ``METRIC_VARIABLES``, so that running those variables' initializers starts
-the metric afresh (a model does it before every evaluation):
+Both return the ``(value, update_op)`` pair that ``tf.metrics.*`` return. Their state lies in local variables
+of the collections ``LOCAL_VARIABLES`` and ``METRIC_VARIABLES``, so that running those variables' initializers
+starts the metric afresh (a model does it before every evaluation):
 
     auc = efl.metrics.auc(sample['label'], tf.nn.sigmoid(logits))
     model.add_metric('auc', auc, efl.MODE.EVAL)
 
-Where an area is not defined, because one of the two classes has not been seen, the value is NaN, as in scikit-learn.
+Where an area is not defined, because one of the two classes has not been seen, the value is NaN, as in
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,19 +42,21 @@ def auc(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Area under the ROC curve of everything seen since the last initialization.
 
-    The scores are counted in a histogram of ``num_thresholds`` bins, one count per class, and pairs within a bin
-    count one half, as tied pairs do. The bins are fine where probabilities of rare events lie: every octave of the
-    distance from the nearer end (0 or 1) has the same number of them. **Resolution**: two scores are told apart
-    when they differ by more than ``46 / num_thresholds`` of that distance (at most ``12 / num_thresholds``
-    absolutely), and both are further than 6e-8 from the end. The value is exact when all different scores are told
-    apart; otherwise it is off by at most half the share of the (positive, negative) pairs that are not.
+    The scores are counted in a histogram of ``num_thresholds`` bins, one count per class, and pairs within a
+    bin count one half, as tied pairs do. The bins are fine where probabilities of rare events lie: every
+    octave of the distance from the nearer end (0 or 1) has the same number of them. **Resolution**: two
+    scores are told apart when they differ by more than ``46 / num_thresholds`` of that distance (at most
+    ``12 / num_thresholds`` absolutely), and both are further than 6e-8 from the end. The value is exact when all
+    different scores are told apart; otherwise it is off by at most half the share of the (positive, negative)
+    pairs that are not.
 
     A step costs a scatter of the batch and one pass over the histogram, whatever has been seen before.
 
     Args:
       labels: 0/1 or booleans of any numeric dtype, shape ``[batch]`` or ``[batch, 1]``.
       predictions: Probabilities of class 1, floats of the same number of elements, read as float32.
-        Values outside [0, 1] by more than rounding, and NaN, fail the step: logits are a mistake worth hearing of.
+        Values outside [0, 1] by more than rounding, and NaN, fail the step: logits are a mistake worth
+        hearing of.
       weights: None, or non-negative numbers: a scalar or one per label.
       num_thresholds: Bins of the histogram, at least 49. The state takes 16 bytes for each.
       name: Name scope, ``"auc"`` when None.
@@ -65,8 +68,14 @@ def auc(
     Raises:
       ModelError: Static shapes or dtypes do not fit, or ``num_thresholds`` is less than 49.
     """
-    if isinstance(num_thresholds, bool) or not isinstance(num_thresholds, int) or num_thresholds < 2 * _OCTAVES + 3:
-        raise ModelError(f"efl.metrics.auc: num_thresholds={num_thresholds!r}: expected an int of at least 49")
+    if (
+        isinstance(num_thresholds, bool)
+        or not isinstance(num_thresholds, int)
+        or num_thresholds < 2 * _OCTAVES + 3
+    ):
+        raise ModelError(
+            f"efl.metrics.auc: num_thresholds={num_thresholds!r}: expected an int of at least 49"
+        )
     with tf.name_scope(name, "auc") as scope:
         batch = _Batch(labels, predictions, weights, scope.rstrip("/"))
         per_octave = (num_thresholds - 3) // (2 * _OCTAVES)
@@ -96,15 +105,15 @@ def gauc(
     Groups in which one class is missing are left out, from the mean and from the weights. (Zhou et al., "Deep
     Interest Network", arXiv:1706.06978, section 5.2, with one group per user.)
 
-    The impressions themselves are kept, so that groups may be as many as they like, and the value is **exact**
-    over the newest ``max_impressions`` (ties count one half). Beyond that it is a moving window, and a
-    warning says so once. An update costs a copy of the batch; reading the value sorts what is kept (about 0.2 s for
-    2^20), so read it when it is wanted: pass the pair to ``model.add_metric``.
+    The impressions themselves are kept, so that groups may be as many as they like, and the value is
+    **exact** over the newest ``max_impressions`` (ties count one half). Beyond that it is a moving window,
+    and a warning says so once. An update costs a copy of the batch; reading the value sorts what is kept
+    (about 0.2 s for 2^20), so read it when it is wanted: pass the pair to ``model.add_metric``.
 
     Args:
       labels: 0/1 or booleans of any numeric dtype, shape ``[batch]`` or ``[batch, 1]``.
-      predictions: Probabilities or any other finite scores of the same number of elements, read as float32. Only
-        their order within a group counts.
+      predictions: Probabilities or any other finite scores of the same number of elements, read as float32.
+        Only their order within a group counts.
       group_ids: Integers or strings of the same number of elements. Floats are refused: a large id would lose
         digits on the way (``sample['user']`` is a float column, ``sample.features['user']`` is the id).
       weights: None, or non-negative numbers: a scalar or one per label. A group then counts with the sum of
@@ -113,14 +122,17 @@ def gauc(
       name: Name scope, ``"gauc"`` when None.
 
     Returns:
-      ``(value, update_op)``: ``value`` is a float32 scalar, NaN while no group has both classes. ``update_op``
-      is the number of impressions seen so far, an int64 scalar (not the area: sorting at every step is dear).
+      ``(value, update_op)``: ``value`` is a float32 scalar, NaN while no group has both classes.
+      ``update_op`` is the number of impressions seen so far, an int64 scalar (not the area: sorting at every
+      step is dear).
 
     Raises:
       ModelError: Static shapes or dtypes do not fit, or ``max_impressions`` is not positive.
     """
     if isinstance(max_impressions, bool) or not isinstance(max_impressions, int) or max_impressions < 1:
-        raise ModelError(f"efl.metrics.gauc: max_impressions={max_impressions!r}: expected an int of at least 1")
+        raise ModelError(
+            f"efl.metrics.gauc: max_impressions={max_impressions!r}: expected an int of at least 1"
+        )
     with tf.name_scope(name, "gauc") as scope:
         label = scope.rstrip("/")
         batch = _Batch(labels, predictions, weights, label, probabilities=False)
@@ -138,11 +150,14 @@ def gauc(
         put_groups = tf.raw_ops.ResourceScatterUpdate(
             resource=kept_groups.handle, indices=slots, updates=groups[first:]
         )
-        put_rows = tf.raw_ops.ResourceScatterUpdate(resource=kept_rows.handle, indices=slots, updates=rows[first:])
+        put_rows = tf.raw_ops.ResourceScatterUpdate(
+            resource=kept_rows.handle, indices=slots, updates=rows[first:]
+        )
         with tf.control_dependencies([put_groups, put_rows]):
             update = tf.identity(seen.assign_add(size, read_value=True), name="update_op")
 
-        # Not stateful: it depends on the variables alone, so it may be read after the step and only when wanted.
+        # Not stateful: it depends on the variables alone, so it may be read after the step and only when
+        # wanted.
         state = [kept_groups.read_value(), kept_rows.read_value(), seen.read_value()]
         value = tf.numpy_function(_GroupedArea(label), state, tf.float32, stateful=False)
         value.set_shape([])
@@ -150,9 +165,11 @@ def gauc(
 
 
 class _Batch:
-    """The checked, flattened inputs of one step: ``labels``, ``positive``, ``scores`` and ``weights``, each ``[n]``."""
+    """The checked inputs of one step: ``labels``, ``positive``, ``scores`` and ``weights``, each ``[n]``."""
 
-    def __init__(self, labels: Any, predictions: Any, weights: Any, label: str, probabilities: bool = True) -> None:
+    def __init__(
+        self, labels: Any, predictions: Any, weights: Any, label: str, probabilities: bool = True
+    ) -> None:
         self.labels = tf.reshape(_numeric(labels, "labels", label), [-1])
         scores = _numeric(predictions, "predictions", label)
         if not scores.dtype.is_floating:
@@ -196,7 +213,9 @@ class _Batch:
 def _numeric(value: Any, what: str, label: str) -> tf.Tensor:
     tensor = tf.convert_to_tensor(value)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
-        raise ModelError(f"efl.metrics, {label}: {what} are {tensor.dtype.name}: expected numbers or booleans")
+        raise ModelError(
+            f"efl.metrics, {label}: {what} are {tensor.dtype.name}: expected numbers or booleans"
+        )
     return tensor
 
 
@@ -213,7 +232,7 @@ def _group_keys(group_ids: Any) -> tf.Tensor:
 
 
 def _flat_like(tensor: tf.Tensor, labels: tf.Tensor, what: str, label: str) -> tf.Tensor:
-    """Returns ``tensor`` as ``[n]``, as long as ``labels``; another length is refused here or when the step runs."""
+    """Returns ``tensor`` as ``[n]``, as long as ``labels``; other lengths are refused, in the step at the latest."""
     have, want = tensor.shape.num_elements(), labels.shape.num_elements()
     if have is not None and want is not None and have != want:
         raise ModelError(
@@ -256,8 +275,9 @@ def _bin(scores: tf.Tensor, per_octave: int) -> tf.Tensor:
 
 def _area(histogram: tf.Tensor, bins: int, name: str) -> tf.Tensor:
     negatives, positives = tf.unstack(tf.reshape(histogram, [2, bins // _ROW, _ROW]))
-    # Negatives that score lower, plus half of those in the same bin. tf.cumsum takes 13 ns an element, four times as
-    # long as all the rest: only the rows' totals go through it, a product with a triangle does the row.
+    # Negatives that score lower, plus half of those in the same bin. tf.cumsum takes 13 ns an element, four
+    # times as long as all the rest: only the rows' totals go through it, a product with a triangle does the
+    # row.
     triangle = np.triu(np.ones((_ROW, _ROW)), 1) + 0.5 * np.eye(_ROW)
     rows = tf.reduce_sum(negatives, axis=1, keepdims=True)
     beaten = tf.matmul(negatives, triangle) + tf.cumsum(rows, exclusive=True)
@@ -285,7 +305,9 @@ class _GroupedArea:
         return _grouped_area(groups[:kept], rows[:kept, 0], rows[:kept, 1] > 0, rows[:kept, 2])
 
 
-def _grouped_area(groups: np.ndarray, scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.float32:
+def _grouped_area(
+    groups: np.ndarray, scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
+) -> np.float32:
     """Impression-weighted mean of the groups' AUCs, NaN if no group holds both classes. All ``[n]``."""
     if not len(groups):
         return np.float32(np.nan)

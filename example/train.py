@@ -11,6 +11,9 @@ from sklearn import datasets
 
 import efl
 
+# TensorFlow calls its own version 1 API deprecated, once for every function that is used.
+tf.logging.set_verbosity(tf.logging.ERROR)
+
 cancer = datasets.load_breast_cancer()
 scaled = (cancer.data - cancer.data.mean(0)) / cancer.data.std(0)
 dataset = tf.data.Dataset.from_tensor_slices(

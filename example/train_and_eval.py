@@ -9,6 +9,9 @@ import tensorflow.compat.v1 as tf
 
 import efl
 
+# TensorFlow calls its own version 1 API deprecated, once for every function that is used.
+tf.logging.set_verbosity(tf.logging.ERROR)
+
 
 def input_fn(model, mode):
     columns = {
@@ -23,8 +26,8 @@ def input_fn(model, mode):
             ),
         ],
     }
-    # The ids of a row: sparse1 holds 1 and 2 in the first row, 5 in the second. An input_fn usually makes a different
-    # reader for each mode; here both modes see the same rows.
+    # The ids of a row: sparse1 holds 1 and 2 in the first row, 5 in the second. An input_fn usually makes a
+    # different reader for each mode; here both modes see the same rows.
     features = {
         "dense": tf.constant([[1, 2], [2, 1]], dtype=tf.float32),
         "label": tf.constant([[1.0], [0.0]], dtype=tf.float32),

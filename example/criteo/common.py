@@ -7,7 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import tensorflow.compat.v1 as tf
+
 import efl
+
+# TensorFlow calls its own version 1 API deprecated, once for every function that is used.
+tf.logging.set_verbosity(tf.logging.ERROR)
 
 
 def flags(doc: str | None) -> argparse.Namespace:
@@ -15,11 +20,15 @@ def flags(doc: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data_dir", type=Path, default=Path("."), help="where leader_train/ and so on lie (default: .)")
+    parser.add_argument(
+        "--data_dir", type=Path, default=Path("."), help="where leader_train/ and so on lie (default: .)"
+    )
     parser.add_argument("--batch_size", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning_rate", type=float, default=0.1)
-    parser.add_argument("--train_step", type=int, default=100, help="training steps of an iteration (default: 100)")
+    parser.add_argument(
+        "--train_step", type=int, default=100, help="training steps of an iteration (default: 100)"
+    )
     parser.add_argument("--eval_step", type=int, help="batches of an evaluation (default: all test data)")
     parser.add_argument("--max_iter", type=int, help="iterations (default: until the training data ends)")
     parser.add_argument("--log_step", type=int, default=50)

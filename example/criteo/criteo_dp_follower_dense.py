@@ -5,7 +5,8 @@ It has no label and no loss of its own: the gradient that the leader returns tra
     python criteo_dp_leader_dense.py --federal_role=leader          in one terminal
     python criteo_dp_follower_dense.py --federal_role=follower      in another
 
-or ``efl run criteo_dp_leader_dense.py criteo_dp_follower_dense.py`` for both. The flags below go to both sides alike.
+or ``efl run criteo_dp_leader_dense.py criteo_dp_follower_dense.py`` for both. The flags below go to both
+sides alike.
 """
 
 import common

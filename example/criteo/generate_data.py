@@ -1,24 +1,25 @@
-"""Splits a click log between two parties: the leader gets the numbers and the label, the follower the categories.
+"""Splits a click log between two parties: numbers and label to the leader, categories to the follower.
 
-Writes TFRecord files to ``leader_train/``, ``follower_train/``, ``leader_test/`` and ``follower_test/``: files of the same
-names on both sides, whose records are in the same order. The records:
+Writes TFRecord files to ``leader_train/``, ``follower_train/``, ``leader_test/`` and ``follower_test/``:
+files of the same names on both sides, whose records are in the same order. The records:
 
     leader    sample_id  int64      follower  sample_id  int64
               dense      10 floats            feature0 ... feature20  strings
               label      int64, 0 or 1
 
-and ``id_nums.json``, the number of different values of each of the 21 string features: the sizes of the follower's
-embedding tables.
+and ``id_nums.json``, the number of different values of each of the 21 string features: the sizes of the
+follower's embedding tables.
 
-``--data`` reads the Criteo format: label, 13 integers (I1-I13), 26 categories (C1-C26), tab or comma separated, with or
-without a header, gzipped or not. It is read twice as a stream (Kaggle's file has 45 million rows) and never held in
-memory. Columns of which 30 % or more are missing in Criteo's log are left out: I1, I10, I12, C19, C20, C22, C25, C26.
-A missing number becomes the column's mean, which is 0 after standardization; a missing category is a category of its
-own, "missing". Means, deviations and counts are those of the training rows alone.
+``--data`` reads the Criteo format: label, 13 integers (I1-I13), 26 categories (C1-C26), tab or comma
+separated, with or without a header, gzipped or not. It is read twice as a stream (Kaggle's file has 45
+million rows) and never held in memory. Columns of which 30 % or more are missing in Criteo's log are left
+out: I1, I10, I12, C19, C20, C22, C25, C26. A missing number becomes the column's mean, which is 0 after
+standardization; a missing category is a category of its own, "missing". Means, deviations and counts are
+those of the training rows alone.
 
-Without ``--data`` the breast cancer data that come with scikit-learn stand in: 569 real patients, not clicks, brought
-into the same shape (10 means as the numbers; the other measurements, in tenths of their range, as categories), so that
-the programs can be tried on a machine without a network.
+Without ``--data`` the breast cancer data that come with scikit-learn stand in: 569 real patients, not clicks,
+brought into the same shape (10 means as the numbers; the other measurements, in tenths of their range, as
+categories), so that the programs can be tried on a machine without a network.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Statistics:
                 seen.add(value)
 
     def _merge(self) -> None:
-        """Adds the chunk's moments (Chan et al., 1979): a running sum of squares would cancel on large counts."""
+        """Adds the chunk's moments (Chan et al., 1979); a plain sum of squares would cancel."""
         chunk, self._chunk = np.array(self._chunk).reshape(-1, len(KEPT_NUMBERS)), []
         there = ~np.isnan(chunk)
         present = there.sum(0)
@@ -96,7 +97,7 @@ class Statistics:
         self._present += present
 
     def standardize(self, numbers: list[float]) -> np.ndarray:
-        """Returns ``(x - mean) / deviation`` per column, 0 where missing and where the column never varies."""
+        """Returns ``(x - mean) / deviation``: 0 where missing, ``x - mean`` where a column never varies."""
         if self._chunk:
             self._merge()
         deviation = np.sqrt(self._squares / np.maximum(self._present, 1))
@@ -134,7 +135,9 @@ def read_rows(path: Path, limit: int | None = None) -> Iterator[Row]:
                     continue
             fields = text.rstrip("\r\n").split(separator)
             if len(fields) != _FIELDS:
-                raise ValueError(f"{path}, line {line}: {len(fields)} fields, expected {_FIELDS} (label, I1-I13, C1-C26)")
+                raise ValueError(
+                    f"{path}, line {line}: {len(fields)} fields, expected {_FIELDS} (label, I1-I13, C1-C26)"
+                )
             try:
                 label = float(fields[0])
                 numbers = [float(fields[i]) if fields[i] else math.nan for i in KEPT_NUMBERS]
@@ -150,7 +153,8 @@ def find_files(data: Path) -> tuple[Path, Path | None]:
     """Returns the training file and, if the folder has one with labels, the test file.
 
     Args:
-      data: A file, or a folder that holds one named ``train.txt``, ``*train*`` or, alone, anything ``.txt`` or ``.csv``.
+      data: A file, or a folder that holds one named ``train.txt``, ``*train*`` or, alone, anything ``.txt``
+        or ``.csv``.
 
     Raises:
       FileNotFoundError: There is nothing to read.
@@ -162,7 +166,9 @@ def find_files(data: Path) -> tuple[Path, Path | None]:
     if not trains:
         readable = [p for p in tables if not p.name.lower().startswith(("readme", "license"))]
         if len(readable) != 1:
-            raise FileNotFoundError(f"{data}: no train.txt, no *train* file, and not one single .txt or .csv file")
+            raise FileNotFoundError(
+                f"{data}: no train.txt, no *train* file, and not one single .txt or .csv file"
+            )
         return readable[0], None
     test = trains[0].with_name(trains[0].name.replace("train", "test"))
     # Kaggle's test.txt has no labels: it is of no use here.
@@ -209,8 +215,10 @@ def breast_cancer(limit: int | None) -> tuple[str, Rows, Rows]:
     )
 
 
-def write_part(out: Path, part: str, rows: Iterator[Row], count: int, blocks: int, first_id: int, of: Statistics) -> None:
-    """Writes both parties' records of one part, ``count`` rows in ``blocks`` files; older parts there are removed."""
+def write_part(
+    out: Path, part: str, rows: Iterator[Row], count: int, blocks: int, first_id: int, of: Statistics
+) -> None:
+    """Writes both parties' records of one part, ``count`` rows in ``blocks`` files; older ones are removed."""
     import tensorflow as tf
 
     folders = [out / f"{role}_{part}" for role in ("leader", "follower")]
@@ -247,8 +255,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, metavar="PATH", help="a file in the Criteo format, or a folder with one")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)")
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="a file in the Criteo format, or a folder with one"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)"
+    )
     parser.add_argument("--blocks", type=int, default=4, help="files per folder (default: 4)")
     parser.add_argument("--limit", type=int, metavar="N", help="read at most N rows of a file")
     parser.add_argument(
@@ -276,6 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
             write_part(options.out, part, rows, counts[part], options.blocks, first_id, statistics)
             first_id += counts[part]
             print(f"{part}: {counts[part]} rows -> {options.out}/{{leader,follower}}_{part}")
+    except UnicodeDecodeError as error:
+        sys.exit(f"generate_data.py: {options.data}: no text in the Criteo format ({error})")
     except (OSError, EOFError, ValueError) as error:
         sys.exit(f"generate_data.py: {error}")
     (options.out / "id_nums.json").write_text(json.dumps(statistics.id_nums) + "\n")

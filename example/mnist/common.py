@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 import efl
+
+# TensorFlow calls its own version 1 API deprecated, once for every function that is used.
+tf.logging.set_verbosity(tf.logging.ERROR)
 
 
 def flags(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
@@ -26,10 +30,19 @@ def flags(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--data_dir", default=".", help="where leader_train/ and so on lie (default: .)")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--max_step", type=int, help="training steps at most (default: to the end of the data)")
-    parser.add_argument("--eval_every", type=int, metavar="N", help="evaluate every N steps (default: once, at the end)")
+    parser.add_argument(
+        "--max_step", type=int, help="training steps at most (default: to the end of the data)"
+    )
+    parser.add_argument(
+        "--eval_every", type=int, metavar="N", help="evaluate every N steps (default: once, at the end)"
+    )
     parser.add_argument("--log_step", type=int, default=10)
-    parser.add_argument("--save", type=Path, metavar="DIR", help="write ROLE.npz (weights) and ROLE.json (log) to DIR")
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="write NAME.npz (weights) and NAME.json (log) to DIR"
+    )
+    parser.add_argument(
+        "--snapshot", type=int, metavar="N", help="with --save: also the weights after N steps"
+    )
     for name, how in more.items():
         parser.add_argument(f"--{name}", **how)
     return parser.parse_known_args()[0]
@@ -42,6 +55,29 @@ def procedure(options: argparse.Namespace) -> efl.procedure_fn.Procedure:
         train_step = options.eval_every
         iterations = None if options.max_step is None else math.ceil(options.max_step / options.eval_every)
     return efl.procedure_fn.train_and_evaluate(train_step=train_step, max_iter=iterations)
+
+
+class Snapshot(tf.train.SessionRunHook):
+    """Writes all trained weights to a file after a number of training steps."""
+
+    def __init__(self, steps: int, path: Path) -> None:
+        self._left, self._path = steps, path
+
+    def begin(self) -> None:
+        self._weights = {variable.op.name: variable for variable in tf.trainable_variables()}
+
+    def after_run(self, context: tf.train.SessionRunContext, values: tf.train.SessionRunValues) -> None:
+        self._left -= 1
+        if self._left == 0:
+            np.savez(self._path, **context.session.run(self._weights))
+
+
+def snapshots(options: argparse.Namespace, name: str) -> list[Snapshot]:
+    """The hook that ``--snapshot`` asks for."""
+    if options.save is None or options.snapshot is None:
+        return []
+    options.save.mkdir(parents=True, exist_ok=True)
+    return [Snapshot(options.snapshot, options.save / f"{name}-{options.snapshot}.npz")]
 
 
 def save(model: efl.Model, folder: Path | None, name: str) -> None:

@@ -1,8 +1,8 @@
-"""Trains one model on images that are split between two processes, and compares it with everything else that could be done.
+"""Trains one model on images that are split between two processes, and compares it with the alternatives.
 
-Makes data, runs ``leader.py`` and ``follower.py`` with ``efl run``, then the same network in one process on whole images and
-on each half alone (``single.py``), and prints accuracy and speed. It also checks, after the first ten steps, that the two
-processes have computed the same weights as the one.
+Makes data, runs ``leader.py`` and ``follower.py`` with ``efl run``, then the same network in one process on
+whole images and on each half alone (``single.py``), and prints accuracy and speed. It also checks, after the
+first ten steps, that the two processes have computed the same weights as the one.
 
     python demo.py                  scikit-learn's digits: no network needed
     python demo.py --data DIR       MNIST, from the folder with its four IDX files
@@ -35,17 +35,20 @@ def run(title: str, *command: str | Path) -> None:
     """Runs a program, shows its output, and ends the demo if it fails."""
     _log.rule(f"[bold]{title}", align="left")
     shown = " ".join(str(part) for part in command)
-    _log.print(f"$ {shown.replace(str(HERE), '.').replace(sys.executable, 'python')}", style="dim", soft_wrap=True)
+    _log.print(
+        f"$ {shown.replace(str(HERE), '.').replace(sys.executable, 'python')}", style="dim", soft_wrap=True
+    )
     # The programs run as a user would run them; a checkout that is not installed is found as well.
     path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
-    environ = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": path}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONWARNINGS": "ignore::UserWarning"}
+    environ = {**quiet, **os.environ, "PYTHONPATH": path}
     code = subprocess.run([str(part) for part in command], env=environ, check=False).returncode
     if code:
         sys.exit(f"demo.py: {title} failed (exit code {code})")
 
 
 def curve(history: list[dict[str, Any]]) -> dict[int, float]:
-    """Training step -> accuracy on the test images. Of several log lines of an evaluation the last one counts."""
+    """Training step -> accuracy on the test images (of an evaluation's log lines the last one counts)."""
     return {entry["step"]: entry["accuracy"] for entry in history if entry["mode"] == "eval"}
 
 
@@ -56,9 +59,13 @@ def steps_per_second(history: list[dict[str, Any]]) -> float:
 
 
 def largest_difference(folder: Path) -> float:
-    """Largest difference between a weight of the two processes and of the one, relative to its tensor's largest weight."""
-    whole = np.load(folder / "whole.npz")
-    ours = {f"single/{role}/{name}": value for role in ("leader", "follower") for name, value in np.load(folder / f"{role}.npz").items()}
+    """Largest difference of a weight, two processes and one, relative to its tensor's largest weight."""
+    whole = np.load(folder / f"whole-{PARITY_STEPS}.npz")
+    ours = {
+        f"single/{role}/{name}": value
+        for role in ("leader", "follower")
+        for name, value in np.load(folder / f"{role}-{PARITY_STEPS}.npz").items()
+    }
     if set(ours) != set(whole.files):
         raise AssertionError(f"different variables: {sorted(ours)} and {sorted(whole.files)}")
     return max(float(np.abs(ours[name] - whole[name]).max() / np.abs(whole[name]).max()) for name in ours)
@@ -91,36 +98,36 @@ _TITLES = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_output"), help="folder to write to (default: %(default)s)"
+    )
     parser.add_argument("--epochs", type=int, help="default: 60 for the digits, 10 for MNIST")
     parser.add_argument("--quick", action="store_true", help="fewer epochs: a check that everything runs")
-    parser.add_argument("--port", type=int, default=50051, help="of the connection between the parties (default: %(default)s)")
     options = parser.parse_args(arguments)
     epochs = options.epochs or (60 if options.data is None else 10) // (6 if options.quick else 1)
     out, python = options.out.resolve(), Path(sys.executable)
     data = ["--data", options.data.resolve()] if options.data else []
 
-    both = ["--data_dir", out, "--epochs", str(epochs)]
-    ports = ["--local_addr", f"localhost:{options.port}", "--peer_addr", f"localhost:{options.port}"]
-    first = [*both, "--max_step", str(PARITY_STEPS), "--save", out / "first_steps"]
-    steps_an_evaluation = 25 if options.data is None else 235
-    full = [*both, "--eval_every", str(steps_an_evaluation), "--log_step", str(steps_an_evaluation), "--save", out / "full"]
-    parties = [python, "-m", "efl.cli", "run", HERE / "leader.py", HERE / "follower.py", "--", *ports]
-
+    every = 235 if options.data else 10 if options.quick else 25
+    flags = ["--data_dir", out, "--epochs", str(epochs), "--log_step", str(every), "--eval_every", str(every)]
+    flags += ["--save", out / "results", "--snapshot", str(PARITY_STEPS)]
     run("data", python, HERE / "generate_data.py", "--out", out, *data)
-    run(f"two processes, first {PARITY_STEPS} steps", *parties, *first)
-    run(f"one process, first {PARITY_STEPS} steps", python, HERE / "single.py", "--columns", "whole", *first)
-    run(f"two processes, {epochs} epochs", *parties, *full)
-    run(f"one process, {epochs} epochs", python, HERE / "single.py", *full)
+    efl_run = [python, "-m", "efl.cli", "run"]
+    run("two processes", *efl_run, HERE / "leader.py", HERE / "follower.py", "--", *flags)
+    run("one process", python, HERE / "single.py", *flags)
 
     names = ["leader", "whole", "left", "right"]
-    histories = {name: json.loads((out / "full" / f"{name}.json").read_text()) for name in names}
+    histories = {name: json.loads((out / "results" / f"{name}.json").read_text()) for name in names}
     curves = {name: curve(histories[name]) for name in names}
     plot(curves, out / "learning_curves.png")
 
-    table = Table(title=f"{'MNIST' if options.data else 'scikit-learn digits'}, {epochs} epochs", title_justify="left")
+    table = Table(
+        title=f"{'MNIST' if options.data else 'scikit-learn digits'}, {epochs} epochs", title_justify="left"
+    )
     table.add_column("model")
     table.add_column("test accuracy", justify="right")
     table.add_column("steps/s", justify="right")
@@ -129,8 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
         table.add_row(_TITLES[name], f"{accuracy:.2%}", f"{steps_per_second(histories[name]):.0f}")
     _log.print()
     _log.print(table)
-    difference = largest_difference(out / "first_steps")
-    _log.print(f"largest relative difference of a weight, two processes and one, after {PARITY_STEPS} steps: {difference:.1e}")
+    difference = largest_difference(out / "results")
+    exact = " (bit for bit the same)" if difference == 0 else ""
+    _log.print(f"largest relative difference of a weight after {PARITY_STEPS} steps: {difference:.1e}{exact}")
     _log.print(f"learning curves: {out / 'learning_curves.png'}", soft_wrap=True)
     if not difference <= TOLERANCE:
         sys.exit(f"demo.py: the weights should agree to {TOLERANCE:.0e}")

@@ -1,4 +1,5 @@
-"""The follower: has every image's right half, sends its first layer to the leader, and learns by itself as well.
+"""The follower: has every image's right half, sends its first layer to the leader, and learns by itself as
+well.
 
     python leader.py --federal_role=leader          in one terminal
     python follower.py --federal_role=follower      in another
@@ -31,7 +32,9 @@ def input_fn(model, mode):
         "label": [tf.feature_column.numeric_column("label", 1)],
         "emb": [tf.feature_column.numeric_column("feature", 14 * 28)],
     }
-    return efl.FederalSample(features, columns, model.federal_role, model.communicator, sample_id_name="sample_id")
+    return efl.FederalSample(
+        features, columns, model.federal_role, model.communicator, sample_id_name="sample_id"
+    )
 
 
 def model_fn(model, sample, is_training):
@@ -65,6 +68,7 @@ MNIST.loss_fn(loss_fn)
 MNIST.eval_fn(eval_fn)
 # The pixels are raw, 0 to 255: with values of 0 to 1 the rate would be 0.1.
 MNIST.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
+MNIST.add_hooks(common.snapshots(FLAGS, "follower"), mode=efl.MODE.TRAIN)
 MNIST.compile()
 MNIST.fit(common.procedure(FLAGS), log_step=FLAGS.log_step, project_name="mnist")
 common.save(MNIST, FLAGS.save, "follower")

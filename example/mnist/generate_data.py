@@ -1,14 +1,16 @@
-"""Splits handwritten digits between two parties: the leader gets every image's left half, the follower its right half.
+"""Splits handwritten digits between two parties: the leader gets every image's left half, the follower its
+right half.
 
-Writes TFRecord files to ``leader_train/``, ``follower_train/``, ``leader_test/`` and ``follower_test/``: files of the same
-names on both sides, whose records are in the same order. A record holds
+Writes TFRecord files to ``leader_train/``, ``follower_train/``, ``leader_test/`` and ``follower_test/``:
+files of the same names on both sides, whose records are in the same order. A record holds
 
     sample_id  int64      the same on both sides
     feature    14*28 floats, row by row, raw grey values 0 to 255
     label      float      the digit, 0 to 9, on both sides
 
-With ``--data DIR`` the images are MNIST's, from its four IDX files, gzipped or not. Without it they are the 1797
-digits that come with scikit-learn, enlarged from 8x8 to 28x28: real handwriting, and no network is needed.
+With ``--data DIR`` the images are MNIST's, from its four IDX files, gzipped or not. Without it they are the
+1797 digits that come with scikit-learn, enlarged from 8x8 to 28x28: real handwriting, and no network is
+needed.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def read_idx(path: Path) -> np.ndarray:
     with opener(path, "rb") as file:
         content = file.read()
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path}: not an IDX file of bytes (it begins with {content[:4].hex() or 'nothing'})")
+        raise ValueError(
+            f"{path}: not an IDX file of bytes (it begins with {content[:4].hex() or 'nothing'})"
+        )
     rank = content[3]
     header = 4 + 4 * rank
     if len(content) < header:
@@ -84,7 +88,9 @@ def load_mnist(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         arrays.append(read_idx(found[0]))
     images, labels = arrays
     if images.shape != (len(labels), SIDE, SIDE) or labels.ndim != 1:
-        raise ValueError(f"{folder}: {part} images of shape {images.shape} and labels of shape {labels.shape}")
+        raise ValueError(
+            f"{folder}: {part} images of shape {images.shape} and labels of shape {labels.shape}"
+        )
     return images, labels
 
 
@@ -99,7 +105,7 @@ def load_digits(part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:
-    """Enlarges ``[n, 8, 8]`` images of values 0 to 16 to ``[n, 28, 28]`` uint8 of 0 to 255, linearly between pixels."""
+    """Enlarges images ``[n, 8, 8]`` of 0 to 16 to ``[n, 28, 28]`` uint8 of 0 to 255, linearly."""
     size = images.shape[1]
     # Column i of this matrix says how much of every old pixel the new pixel i takes.
     places = (np.arange(SIDE) + 0.5) * size / SIDE - 0.5
@@ -107,7 +113,9 @@ def enlarge(images: np.ndarray) -> np.ndarray:
     return np.rint(matrix.T @ (images * (255 / 16)) @ matrix).astype(np.uint8)
 
 
-def write_records(folder: Path, ids: np.ndarray, features: np.ndarray, labels: np.ndarray, blocks: int) -> None:
+def write_records(
+    folder: Path, ids: np.ndarray, features: np.ndarray, labels: np.ndarray, blocks: int
+) -> None:
     """Writes one party's records to ``folder/part-00000.tfrecord`` and so on; older parts there are removed.
 
     Args:
@@ -141,7 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files")
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)"
+    )
     parser.add_argument("--blocks", type=int, default=4, help="files per folder (default: 4)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N training and N test images")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """The same network in one process: on whole images, and on each half alone.
 
-``whole`` is what ``leader.py`` and ``follower.py`` compute together, with the same initial weights: both heads, both
-losses. ``left`` and ``right`` are what each party could do without the other.
+``whole`` is what ``leader.py`` and ``follower.py`` compute together, with the same initial weights: both
+heads, both losses. ``left`` and ``right`` are what each party could do without the other.
 """
 
 import common
@@ -85,6 +85,7 @@ for name in FLAGS.columns:
         model.loss_fn(loss_fn)
         model.eval_fn(eval_fn)
         model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
+        model.add_hooks(common.snapshots(FLAGS, name), mode=efl.MODE.TRAIN)
         model.compile()
         model.fit(common.procedure(FLAGS), log_step=FLAGS.log_step, project_name=f"mnist_{name}")
         common.save(model, FLAGS.save, name)

@@ -131,7 +131,7 @@ def test_auc_of_ties():
     assert _auc(labels, np.full(5, 0.25, np.float32)) == 0.5
 
 
-@pytest.mark.parametrize("make", [_auc, lambda l, s: _gauc(l, s, np.zeros(len(l), np.int64))])
+@pytest.mark.parametrize("make", [_auc, lambda y, s: _gauc(y, s, np.zeros(len(y), np.int64))])
 @pytest.mark.parametrize("labels", [[], [1, 1], [0, 0]])
 def test_without_both_classes_the_value_is_nan(make, labels):
     assert np.isnan(make(np.array(labels, np.int64), np.full(len(labels), 0.5, np.float32)))
@@ -177,7 +177,9 @@ def test_initializing_the_metric_variables_starts_afresh():
             )
             got = session.run([area[0], grouped[0]])
             assert got[0] == pytest.approx(roc_auc_score(labels[half], scores[half]), abs=1e-7)
-            assert got[1] == pytest.approx(_reference_gauc(labels[half], scores[half], groups[half]), abs=1e-7)
+            assert got[1] == pytest.approx(
+                _reference_gauc(labels[half], scores[half], groups[half]), abs=1e-7
+            )
 
 
 def test_state_is_local_and_not_trained():
@@ -283,14 +285,26 @@ def test_lengths_that_differ_only_at_run_time_fail_the_step():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: metrics.auc(tf.zeros([3]), tf.zeros([2])), r"predictions of shape \(2,\) hold 2 .* 3 labels"),
+        (
+            lambda: metrics.auc(tf.zeros([3]), tf.zeros([2])),
+            r"predictions of shape \(2,\) hold 2 .* 3 labels",
+        ),
         (lambda: metrics.auc(tf.zeros([3]), tf.zeros([3]), tf.zeros([2])), r"weights of shape \(2,\)"),
-        (lambda: metrics.auc(tf.zeros([3]), tf.zeros([3], tf.int32)), "predictions are int32: expected floats"),
+        (
+            lambda: metrics.auc(tf.zeros([3]), tf.zeros([3], tf.int32)),
+            "predictions are int32: expected floats",
+        ),
         (lambda: metrics.auc(tf.constant(["a"]), tf.zeros([1])), "labels are string"),
         (lambda: metrics.auc(tf.zeros([3]), tf.zeros([3]), num_thresholds=10), "num_thresholds=10"),
-        (lambda: metrics.gauc(tf.zeros([3]), tf.zeros([3]), tf.zeros([3])), "group_ids are float32.*sample.features"),
+        (
+            lambda: metrics.gauc(tf.zeros([3]), tf.zeros([3]), tf.zeros([3])),
+            "group_ids are float32.*sample.features",
+        ),
         (lambda: metrics.gauc(tf.zeros([3]), tf.zeros([3]), tf.zeros([2], tf.int64)), "group_ids of shape"),
-        (lambda: metrics.gauc(tf.zeros([1]), tf.zeros([1]), tf.constant([1]), max_impressions=0), "max_impressions=0"),
+        (
+            lambda: metrics.gauc(tf.zeros([1]), tf.zeros([1]), tf.constant([1]), max_impressions=0),
+            "max_impressions=0",
+        ),
     ],
 )
 def test_what_cannot_fit_is_refused_when_the_graph_is_built(build, message):

@@ -1,0 +1,469 @@
+"""Steps per second of a model that is split between two processes, beside the same model in one process.
+
+    python benchmarks/mnist_split.py [--data DIR] [--quick]
+
+Programs, each in processes of its own that stay up for the whole run and are asked for a number of steps by
+turns, so that all of them meet the same noise of the machine:
+
+    bare       one process, plain TensorFlow: MonitoredSession, tf.data over the same TFRecord files
+    model      the same in efl.Model with efl.data.DataIO
+    federated  leader and follower over gRPC: sample-id checks, FederalDataIO, metrics, acknowledgements all
+    on
+
+``bare`` and ``model`` hold the network of both parties with both losses and both accuracies, so all three
+compute the same. ``small`` is the network of example/mnist at batch 256; ``large`` has a hidden layer more,
+so that a step in one process takes 10 ms or longer.
+
+The last line is JSON: ``ratio`` is federated's time for a step over bare's (small), ``ratio_large`` the same
+for the large network, ``ratio_model`` efl.Model's over bare's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 256
+HALF = 14 * 28
+EPOCHS = 100_000  # more than any run reads
+_ANSWERS = 9  # where a program answers: what is printed must not mix with the answers
+
+
+# ---- the programs (each runs in its own process)
+# ----------------------------------------------------------------------
+
+
+def serve(run: Callable[[int], dict[str, float]]) -> None:
+    """Answers every line ``N`` of standard input with N steps and a line of JSON."""
+    with os.fdopen(_ANSWERS, "w", buffering=1) as answers:
+        answers.write("ready\n")
+        for line in sys.stdin:
+            answers.write(json.dumps(run(int(line))) + "\n")
+
+
+def timed(run_steps: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run_steps()
+    return time.perf_counter() - started
+
+
+def dense(inputs: Any, units: int, seed: int, scale: float = 0.001) -> Any:
+    import tensorflow.compat.v1 as tf
+
+    return tf.layers.dense(
+        inputs, units, kernel_initializer=tf.truncated_normal_initializer(stddev=scale, seed=seed)
+    )
+
+
+def bottom(pixels: Any, size: str, seed: int) -> Any:
+    """A party's own layers: pixels ``[b, 392]`` to what is sent, ``[b, 128]``."""
+    import tensorflow.compat.v1 as tf
+
+    if size == "large":
+        pixels = tf.nn.relu(dense(pixels, 1024, seed + 10))
+    return dense(pixels, 128, seed)
+
+
+def head(hidden: Any, label: Any, seed: int) -> tuple[Any, Any]:
+    """Returns loss and accuracy, as ``(value, update_op)``."""
+    import tensorflow.compat.v1 as tf
+
+    label = tf.reshape(tf.cast(label, tf.int32), [-1])
+    y = dense(hidden, 10, seed)
+    return tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y), tf.metrics.accuracy(
+        label, tf.argmax(y, axis=-1)
+    )
+
+
+def both_parties(left: Any, right: Any, label: Any, size: str) -> tuple[list[Any], list[Any]]:
+    """The network of both parties: losses and accuracies of leader and follower."""
+    import tensorflow.compat.v1 as tf
+
+    fc1, f_fc1 = bottom(left, size, 1), bottom(right, size, 3)
+    heads = [head(tf.concat([fc1, f_fc1], axis=-1), label, 2), head(f_fc1, label, 4)]
+    return [loss for loss, _ in heads], [accuracy for _, accuracy in heads]
+
+
+def run_bare(data: Path, size: str) -> None:
+    """Plain TensorFlow."""
+    import tensorflow.compat.v1 as tf
+
+    import efl  # noqa: F401 - graph mode and legacy Keras, nothing else of it is used
+
+    def batches(role: str) -> Any:
+        kinds = {"sample_id": (1, tf.int64), "feature": (HALF, tf.float32), "label": (1, tf.float32)}
+        spec = {name: tf.io.FixedLenFeature([count], dtype) for name, (count, dtype) in kinds.items()}
+        files = sorted(str(path) for path in (data / f"{role}_train").glob("*.tfrecord"))
+        dataset = tf.data.TFRecordDataset(files).repeat(EPOCHS).batch(BATCH, drop_remainder=True)
+        dataset = dataset.map(lambda records: tf.io.parse_example(records, spec)).prefetch(1)
+        return tf.data.make_one_shot_iterator(dataset).get_next()
+
+    left, right = batches("leader"), batches("follower")
+    losses, accuracies = both_parties(left["feature"], right["feature"], left["label"], size)
+    step = tf.train.get_or_create_global_step()
+    train = tf.train.GradientDescentOptimizer(0.001).minimize(tf.add_n(losses), step)
+    fetches = [train, *losses, *(update for _, update in accuracies)]
+    config = tf.ConfigProto()
+    with tf.train.MonitoredSession(tf.train.ChiefSessionCreator(config=config)) as session:
+
+        def run(steps: int) -> dict[str, float]:
+            return {"seconds": timed(lambda: [session.run(fetches) for _ in range(steps)])}
+
+        serve(run)
+
+
+def serve_model(model: Any) -> None:
+    """Trains a compiled efl model by turns."""
+    from efl.stage import LoopStage
+
+    def procedure(model: Any) -> None:
+        rounds = iter(range(10**6))
+
+        def run(steps: int) -> dict[str, float]:
+            seen = len(model.history)
+            stage = LoopStage(model.train_op(), True, steps)
+            seconds = timed(lambda: model.run_stage(f"round{next(rounds)}", stage))
+            waits = [entry["wait_ms"] for entry in model.history[seen:]]
+            return {"seconds": seconds, "wait_ms": statistics.fmean(waits)}
+
+        serve(run)
+
+    model.fit(procedure, log_step=100, project_name="mnist_split")
+
+
+def run_model(data: Path, size: str) -> None:
+    """efl.Model."""
+    import tensorflow.compat.v1 as tf
+
+    import efl
+
+    def input_fn(model: Any, mode: Any) -> Any:
+        features: dict[str, Any] = {}
+        columns = {"label": [tf.feature_column.numeric_column("label", 1)]}
+        for role in ("leader", "follower"):
+            dataio = efl.data.DataIO(
+                f"{data}/{role}_train", BATCH, 0, 1, num_epochs=EPOCHS, name=role, drop_remainder=True
+            )
+            dataio.fixedlen_feature("sample_id", 1, dtype=tf.int64)
+            dataio.fixedlen_feature("feature", HALF, dtype=tf.float32)
+            dataio.fixedlen_feature("label", 1, dtype=tf.float32)
+            batch = dataio.read()
+            model.add_hooks([dataio.get_hook()])
+            features |= {role: batch["feature"], "label": batch["label"]}
+            columns[role] = [tf.feature_column.numeric_column(role, HALF)]
+        return efl.Sample(features, columns)
+
+    def loss_fn(model: Any, sample: Any) -> Any:
+        losses, accuracies = both_parties(sample["leader"], sample["follower"], sample["label"], size)
+        for name, accuracy in zip(("accuracy", "f_accuracy"), accuracies, strict=True):
+            model.add_metric(name, accuracy)
+        return tf.add_n(losses)
+
+    model = efl.Model()
+    model.input_fn(input_fn).loss_fn(loss_fn)
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
+    model.compile()
+    serve_model(model)
+
+
+def run_party(role: str, data: Path, size: str, port: int) -> None:
+    """One party of the federated run."""
+    import tensorflow.compat.v1 as tf
+
+    import efl
+
+    def input_fn(model: Any, mode: Any) -> Any:
+        dataio = efl.data.FederalDataIO(
+            f"{data}/{role}_train", BATCH, model.communicator, model.federal_role, 0, 1,
+            num_epochs=EPOCHS, data_mode="local", drop_remainder=True,
+        )  # fmt: skip
+        dataio.fixedlen_feature("sample_id", 1, dtype=tf.int64)
+        dataio.fixedlen_feature("feature", HALF, dtype=tf.float32)
+        dataio.fixedlen_feature("label", 1, dtype=tf.float32)
+        features = dataio.read()
+        model.add_hooks([dataio.get_hook()])
+        columns = {
+            "label": [tf.feature_column.numeric_column("label", 1)],
+            "emb": [tf.feature_column.numeric_column("feature", HALF)],
+        }
+        return efl.FederalSample(
+            features, columns, model.federal_role, model.communicator, sample_id_name="sample_id"
+        )
+
+    def loss_fn(model: Any, sample: Any) -> Any:
+        hidden = fc1 = bottom(sample["emb"], size, 1 if role == "leader" else 3)
+        if role == "leader":
+            f_fc1 = model.recv("fc1", dtype=tf.float32, require_grad=True)
+            hidden = tf.concat([fc1, tf.reshape(f_fc1, [-1, 128])], axis=-1)
+        else:
+            model.send("fc1", fc1, require_grad=True)
+        loss, accuracy = head(hidden, sample["label"], 2 if role == "leader" else 4)
+        model.add_metric("accuracy", accuracy)
+        return loss
+
+    address = f"localhost:{port}"
+    model = efl.FederalModel(federal_role=role, local_addr=address, peer_addr=address)
+    model.input_fn(input_fn).loss_fn(loss_fn)
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
+    model.compile()
+    serve_model(model)
+
+
+# ---- the measurement
+# --------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """A running program of one or two processes."""
+
+    def __init__(self, kinds: list[str], data: Path, size: str) -> None:
+        port = str(free_port())
+        environ = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
+        self._logs = [tempfile.TemporaryFile("w+") for _ in kinds]  # noqa: SIM115 - as long as the processes
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--program", kind, "--data", str(data), "--size", size, "--port", port],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environ,
+            )
+            for kind, log in zip(kinds, self._logs, strict=True)
+        ]  # fmt: skip
+        for process in self._processes:
+            self._answer(process)
+
+    def run(self, steps: int) -> list[dict[str, float]]:
+        """Runs ``steps`` steps; what each process says of them."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{steps}\n")
+            process.stdin.flush()
+        return [json.loads(self._answer(process)) for process in self._processes]
+
+    def _answer(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        answer = process.stdout.readline()
+        if not answer:
+            log = self._logs[self._processes.index(process)]
+            log.seek(0)
+            sys.exit(f"mnist_split.py: a program ended early. It wrote:\n{log.read()[-3000:]}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self._processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        for process in self._processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+PROGRAMS = {"bare": ["bare"], "model": ["model"], "federated": ["leader", "follower"]}
+
+
+@contextlib.contextmanager
+def running(data: Path, size: str, names: list[str]) -> Iterator[dict[str, Program]]:
+    """Starts programs; ends them whatever happens."""
+    programs: dict[str, Program] = {}
+    try:
+        for name in names:
+            programs[name] = Program(PROGRAMS[name], data, size)
+        yield programs
+    finally:
+        for program in programs.values():
+            program.close()
+
+
+def measure(
+    data: Path, size: str, names: list[str], rounds: int, steps: int
+) -> dict[str, list[list[dict[str, float]]]]:
+    """Runs the programs by turns. Name -> round -> process -> what it says, and its ``step_ms``."""
+    results: dict[str, list[list[dict[str, float]]]] = {name: [] for name in names}
+    with running(data, size, names) as programs:
+        for program in programs.values():
+            program.run(max(steps // 2, 20))  # warming up
+        for turn in range(rounds):
+            order = names if turn % 2 == 0 else names[::-1]
+            for name in order:
+                said = programs[name].run(steps)
+                for one in said:
+                    one["step_ms"] = one["seconds"] / steps * 1000
+                results[name].append(said)
+    return results
+
+
+def step_ms(result: list[list[dict[str, float]]]) -> float:
+    """Median over the rounds of the slowest process."""
+    return statistics.median(max(one["step_ms"] for one in said) for said in result)
+
+
+def ratio(result: list[list[dict[str, float]]], base: list[list[dict[str, float]]]) -> float:
+    """Median of the rounds' ratios to the same round of ``base``: neighbours in time share the noise."""
+    pairs = zip(result, base, strict=True)
+    return statistics.median(max(o["step_ms"] for o in a) / max(o["step_ms"] for o in b) for a, b in pairs)
+
+
+def serialise_ms() -> float:
+    """Milliseconds of Python that a step's bytes cost each party, without gRPC.
+
+    A party turns one ``[256, 128]`` tensor into frames and takes one from frames, with everything the
+    protocol keeps account of: two links are made to talk to each other in memory.
+    """
+    from efl.transport import Hello, Limits, TensorSpec, frame
+    from efl.transport.link import Link
+
+    def hello(role: str, sends: str, receives: str) -> Hello:
+        shape = (BATCH, 128)
+        specs = (TensorSpec(sends, "float32", shape, "send"), TensorSpec(receives, "float32", shape, "recv"))
+        return Hello(role, specs)
+
+    links = [
+        Link(hello("leader", "down", "up"), Limits(), 0.0),
+        Link(hello("follower", "up", "down"), Limits(), 0.0),
+    ]
+
+    def deliver(giver: Link, taker: Link) -> list[Any]:
+        return [e for data in giver.take(0.0) for e in taker.receive(frame.decode(data), 0.0)]
+
+    for _ in range(2):  # hello, accept
+        for giver, taker in (links, links[::-1]):
+            deliver(giver, taker)
+    array = np.random.default_rng(0).normal(size=(BATCH, 128)).astype(np.float32)
+
+    def message(name: str, step: int, giver: Link, taker: Link) -> None:
+        out = giver.prepare(name, step, array, bytes(16))
+        while not out.done:
+            giver.transmit(out)
+        (received,) = deliver(giver, taker)
+        taker.consumed(received)
+
+    def exchange(step: int) -> None:
+        message("up", step, links[1], links[0])
+        message("down", step, links[0], links[1])
+
+    times = []
+    for step in range(300):
+        started = time.perf_counter()
+        exchange(step)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000 / 2
+
+
+def make_data(data: Path | None, out: Path) -> str:
+    """Writes the records; returns what they are."""
+    sys.path.insert(0, str(ROOT / "example" / "mnist"))
+    generate_data = importlib.import_module("generate_data")
+    if data is not None:
+        images, labels = generate_data.load_mnist(data, "train")
+    else:
+        images, labels = generate_data.load_digits("train")
+        # Ten times over: files as short as these would be opened again every fifth step.
+        images, labels = np.tile(images, (10, 1, 1)), np.tile(labels, 10)
+    ids = np.arange(len(labels))
+    for role, half in (("leader", images[:, :, :14]), ("follower", images[:, :, 14:])):
+        generate_data.write_records(out / f"{role}_train", ids, half, labels, 4)
+    return f"{len(labels)} images of {'MNIST' if data is not None else 'scikit-learn, enlarged'}"
+
+
+def report(
+    small: dict[str, Any], large: dict[str, Any], serialise: float, data: str, rounds: int
+) -> dict[str, Any]:
+    """Prints the tables; returns the numbers of the last line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=110)
+    console.print(f"{data}, batch {BATCH}, medians of {rounds} interleaved rounds")
+    table = Table()
+    for heading in ("network", "program", "steps/s", "ms/step", "times bare"):
+        table.add_column(heading, justify="left" if heading in ("network", "program") else "right")
+    for size, results in (("small", small), ("large", large)):
+        for name, result in results.items():
+            took = step_ms(result)
+            times = "1" if name == "bare" else f"{ratio(result, results['bare']):.2f}"
+            table.add_row(size, name, f"{1000 / took:.0f}", f"{took:.2f}", times)
+    console.print(table)
+
+    console.print("Where the time of a federated step goes (ms)")
+    table = Table()
+    for heading in ("network", "party", "step", "wait for the peer", "serialise", "compute, gRPC, rest"):
+        table.add_column(heading, justify="left" if heading in ("network", "party") else "right")
+    for size, results in (("small", small), ("large", large)):
+        for party, role in enumerate(PROGRAMS["federated"]):
+            took = statistics.median(said[party]["step_ms"] for said in results["federated"])
+            waited = statistics.median(said[party]["wait_ms"] for said in results["federated"])
+            parts = (took, waited, serialise, took - waited - serialise)
+            table.add_row(size, role, *(f"{part:.2f}" for part in parts))
+    console.print(table)
+    return {
+        "benchmark": "mnist_split",
+        "ratio": round(ratio(small["federated"], small["bare"]), 3),
+        "ratio_large": round(ratio(large["federated"], large["bare"]), 3),
+        "ratio_model": round(ratio(small["model"], small["bare"]), 3),
+        "steps_per_second": {name: round(1000 / step_ms(result), 1) for name, result in small.items()},
+        "step_ms_large": {name: round(step_ms(result), 2) for name, result in large.items()},
+        "serialise_ms": round(serialise, 3),
+        "rounds": rounds,
+        "data": data,
+    }
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)"
+    )
+    parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
+    parser.add_argument("--program", choices=["bare", "model", "leader", "follower"], help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="small", choices=["small", "large"], help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if options.program:
+        os.dup2(1, _ANSWERS)
+        os.dup2(2, 1)
+    if options.program in ("bare", "model"):
+        {"bare": run_bare, "model": run_model}[options.program](options.data, options.size)
+        return
+    if options.program:
+        run_party(options.program, options.data, options.size, options.port)
+        return
+    rounds, steps = (3, 60) if options.quick else (11, 400)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_data(options.data, Path(folder))
+        small = measure(Path(folder), "small", ["bare", "model", "federated"], rounds, steps)
+        large = measure(Path(folder), "large", ["bare", "federated"], rounds, max(steps // 8, 20))
+    print(json.dumps(report(small, large, serialise_ms(), data, rounds)))
+
+
+if __name__ == "__main__":
+    main()
