@@ -9,6 +9,7 @@ remembers why the conversation failed. ``docs/architecture/core.md`` tells the s
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import threading
 import time
@@ -100,14 +101,19 @@ class Exchange:
         with self._lock:
             self._channel, self.failure, self._bound, self._closing = channel, None, False, False
             self._closed.clear()
+
+        def of_this_channel(callback: Callable[..., None]) -> Callable[..., None]:
+            # A goodbye can be told late by the reading thread of the channel before.
+            return lambda *arguments: callback(*arguments) if self._channel is channel else None
+
         for scope in self._scopes.values():
             for sink in scope.sinks:
-                channel.subscribe(sink.name, self._deliver(scope, sink))
-        channel.on_control("end", self._on_end)
-        channel.on_control("last", self._on_last)
-        channel.on_control("rows", self._on_rows)
-        channel.on_failure(self.fail)
-        channel.on_peer_closed(self._on_peer_closed)
+                channel.subscribe(sink.name, of_this_channel(self._deliver(scope, sink)))
+        channel.on_control("end", of_this_channel(self._on_end))
+        channel.on_control("last", of_this_channel(self._on_last))
+        channel.on_control("rows", of_this_channel(self._on_rows))
+        channel.on_failure(of_this_channel(self.fail))
+        channel.on_peer_closed(of_this_channel(self._on_peer_closed))
 
     def start(self, key: bytes) -> None:
         """The handshake succeeded; ``key`` is the run's key for sample digests."""
@@ -119,6 +125,8 @@ class Exchange:
         with self._lock:
             self._bound = True
             for scope in self._scopes.values():
+                for sink in scope.sinks:
+                    sink.drain()  # an abort of an earlier conversation may be left
                 self._release(scope)
             if self.failure is not None:
                 self._abort_sinks()
@@ -170,11 +178,11 @@ class Exchange:
           EflError: The conversation has failed.
         """
         with self._lock:
-            self.check()
-            step = scope.step + 1
-            if scope.peer_end is not None:
+            if scope.peer_end is not None and not self._failed_hard:
                 self._close_round(scope, scope.peer_end)
                 return None
+            self.check()
+            step = scope.step + 1
             scope.running, scope.waited, scope.idle_since = step, 0.0, time.monotonic()
             return step
 
@@ -201,18 +209,25 @@ class Exchange:
             self._rows_settled.wait_for(
                 lambda: self.failure is not None or scope.mismatch is None, timeout=_ROWS_PATIENCE + 1
             )
-            self.check()
-            if scope.peer_end is not None and scope.running is not None and scope.peer_end <= scope.running:
-                self._close_round(scope, scope.peer_end)
+            ended = scope.peer_end is not None and scope.running is not None and scope.peer_end <= scope.running
+            if ended and not self._failed_hard:
+                self._close_round(scope, scope.running)
                 return True
+            self.check()
             return False
+
+    @property
+    def _failed_hard(self) -> bool:
+        # A peer whose data ended may have said goodbye before this party has come to the same step.
+        return self.failure is not None and not isinstance(self.failure, PeerClosed)
 
     def end(self, scope: Scope, reason: str) -> None:
         """This party ends the scope's round in the running (or the next) step, and tells the peer."""
         with self._lock:
             step = scope.running if scope.running is not None else scope.step + 1
             self._close_round(scope, step)
-        self._control("end", {"scope": scope.wire, "step": step, "reason": reason})
+        with contextlib.suppress(PeerClosed):  # the peer came to its own end before, and is gone
+            self._control("end", {"scope": scope.wire, "step": step, "reason": reason})
 
     def announce_last(self, scope: Scope, step: int) -> None:
         """Says, before ``step`` is started, that it is the last of its stage. The leader's to call."""
