@@ -195,8 +195,8 @@ class FederalDataIO(DataIO):
         elif missing:
             raise DataError(
                 f"{self._owner}: the leader reads block {missing[0]!r}, which the follower does not hold in "
-                f"{self._base_dir!r} ({len(missing)} of {len(names)} blocks are missing; it holds "
-                f"{shorten(sorted(own))}). Copy the missing blocks there, or run the join again for both parties"
+                f"{self._base_dir!r} ({len(missing)} of {len(names)} blocks are missing there). Copy the missing "
+                "blocks there, or run the join again for both parties"
             )
         return [own[name] for name in names]
 

@@ -88,8 +88,8 @@ def test_both_read_the_same_rows_in_the_same_order(tmp_path: Path, mode: str, sh
     assert leader == follower
     assert sorted(leader) == sorted(ids * 2)
     assert (leader == ids * 2) == (not shuffle)
-    parties.each("initialize_iter")  # a second time: no second plan
-    assert parties.line.plans.empty()
+    parties.readers["leader"].initialize_iter(parties.sessions["leader"])
+    assert parties.line.plans.empty()  # a second time: no second plan
     parties.each("restart")
     assert parties.rest("leader") == parties.rest("follower") == leader
 

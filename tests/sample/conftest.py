@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import pytest
 import tensorflow.compat.v1 as tf
 
-tf.disable_eager_execution()
+import efl  # noqa: F401  (puts TensorFlow into graph mode)
 
 
 @pytest.fixture(autouse=True)
