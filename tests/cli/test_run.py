@@ -31,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("EFL_LOCAL_ADDR", "EFL_PEER_ADDR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return tmp_path
 
@@ -196,22 +197,42 @@ def test_one_interrupt_ends_both_and_lets_them_say_so(folder: Path) -> None:
         assert_ends(pid)
 
 
-def test_a_deaf_party_is_ended_with_force_and_sooner_at_the_second_interrupt(folder: Path) -> None:
-    deaf = """
-        import os, signal, time
-        signal.signal(signal.SIGINT, lambda *_: print('no'))
-        signal.signal(signal.SIGTERM, lambda *_: print('never'))
-        print('pids', os.getpid())
-        while True:
-            time.sleep(1)
-    """
-    write(folder, leader=deaf, follower=deaf)
+DEAF = """
+    import os, signal, time
+    signal.signal(signal.SIGINT, lambda *_: print('no'))
+    signal.signal(signal.SIGTERM, lambda *_: print('never'))
+    print('pids', os.getpid())
+    while True:
+        time.sleep(1)
+"""
+
+
+def test_a_deaf_party_is_ended_with_force(folder: Path) -> None:
+    write(folder, leader=DEAF, follower=WAIT)
     process = start("leader.py", "follower.py")
     before = lines_until(process, "leader   | pids", "follower | pids")
     process.send_signal(signal.SIGINT)
-    lines_until(process, "leader   | no", "follower | no")
-    process.send_signal(signal.SIGINT)
-    lines_until(process, "leader   | never", "follower | never")
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "leader   | never" in rest
+    for pid in pids(before):
+        assert_ends(pid)
+
+
+def test_who_interrupts_again_need_not_wait(folder: Path) -> None:
+    write(folder, leader=DEAF, follower=DEAF)
+    # The same command, but with no end to its patience.
+    patient = "import efl.cli, efl.cli._launcher as launcher; launcher._PATIENCE = 1e6; efl.cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", patient, "run", "leader.py", "follower.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    before = lines_until(process, "leader   | pids", "follower | pids")
+    for words in ("no", "never"):
+        process.send_signal(signal.SIGINT)
+        lines_until(process, f"leader   | {words}", f"follower | {words}")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
