@@ -199,13 +199,14 @@ class Channel:
           LinkError: The conversation has ended; PeerLost, PeerClosed, PeerFailed, ProtocolError say how.
         """
         talk = self._talk
-        link = self._link(f"send({name!r}, step={step})")
+        link = talk.link
+        if link is None or not talk.met:
+            raise ConfigError(f"send({name!r}, step={step}): connect() first")
         out = link.prepare(name, int(step), np.asarray(array), digest)
         while not out.done:
             with talk.lock:
-                error = talk.end_error(f"send({name!r}, step={step})")
-                if error is not None:
-                    raise error
+                if talk.ended:
+                    raise talk.end_error(f"send({name!r}, step={step})")
                 if link.ready(out):
                     link.transmit(out)
                     talk.flush()
@@ -243,7 +244,9 @@ class Channel:
           ConfigError: An unknown or subscribed name.
         """
         talk, key = self._talk, (name, int(step))
-        link = self._link(describe(key))
+        link = talk.link
+        if link is None or not talk.met:
+            raise ConfigError(f"{describe(key)}: connect() first")
         if name not in self._receives:
             raise ConfigError(f"{describe(key)}: not in this party's hello, which receives {sorted(self._receives)}")
         if name in talk.tensor_callbacks:
@@ -252,11 +255,11 @@ class Channel:
             message = talk.tensors.take(key)
             if message is not None:
                 link.consumed(message)
-                talk.flush()
+                if link.pending:
+                    talk.flush()
                 return message.array
-            error = talk.end_error(describe(key))
-            if error is not None:
-                raise error
+            if talk.ended:
+                raise talk.end_error(describe(key))
             newest = link.newest_step(name)
             if newest > step:
                 raise ProtocolError(
@@ -300,9 +303,8 @@ class Channel:
         what = f"send_control({topic!r})"
         link = self._link(what)
         with self._talk.lock:
-            error = self._talk.end_error(what)
-            if error is not None:
-                raise error
+            if self._talk.ended:
+                raise self._talk.end_error(what)
             link.send_control(topic, body)
             self._talk.counts["messages_sent"] += 1
             self._talk.flush()
@@ -330,9 +332,8 @@ class Channel:
             body = talk.controls.take(topic)
             if body is not None:
                 return body
-            error = talk.end_error(describe(topic))
-            if error is not None:
-                raise error
+            if talk.ended:
+                raise talk.end_error(describe(topic))
             slot = talk.controls.wait_for(topic)
         item = slot.wait(timeout)
         if item is None:

@@ -41,6 +41,9 @@ _DTYPES = _numpy_dtypes()
 _BY_DTYPE = {dtype: code for code, dtype in _DTYPES.items()}
 _SWAP = sys.byteorder == "big"
 _BOOL = _CODES["bool"]
+# What the buffer protocol can show as bytes: not bfloat16, and complex numbers only by way of numpy.
+_VIEWABLE = frozenset(_CODES.values()) - {_CODES["bfloat16"], _CODES["complex64"], _CODES["complex128"], STRING}
+_new = tuple.__new__
 _ALIGN = 64
 
 
@@ -89,10 +92,12 @@ def encode(array: np.ndarray) -> Encoded:
         if code is None:
             raise ConfigError(f"an array of dtype {array.dtype} cannot be sent; expected one of {dtype_names()}")
         array = array.astype(native)
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if _SWAP:
-        flat = flat.byteswap()
-    return Encoded(code, array.shape, flat.view(np.uint8).data)
+    if code not in _VIEWABLE or not array.size:
+        flat = np.ascontiguousarray(array.byteswap() if _SWAP else array).reshape(-1)
+        return Encoded(code, array.shape, flat.view(np.uint8).data)
+    if not array.flags.c_contiguous or _SWAP:
+        array = np.ascontiguousarray(array.byteswap() if _SWAP else array).reshape(array.shape)
+    return _new(Encoded, (code, array.shape, array.data.cast("B")))
 
 
 def _encode_strings(array: np.ndarray) -> memoryview:
@@ -149,10 +154,10 @@ def decode(code: int, shape: tuple[int, ...], payload: memoryview) -> np.ndarray
     """
     if code == STRING:
         return _decode_strings(shape, payload)
-    array = np.frombuffer(payload, _DTYPES[code])
+    array: np.ndarray = np.ndarray(shape, _DTYPES[code], payload)
     if code == _BOOL and array.size and int(array.view(np.uint8).max()) > 1:
         raise ProtocolError("a bool tensor holds a byte that is neither 0 nor 1")
-    return (array.byteswap() if _SWAP else array).reshape(shape)
+    return array.byteswap() if _SWAP else array
 
 
 def _decode_strings(shape: tuple[int, ...], payload: memoryview) -> np.ndarray:

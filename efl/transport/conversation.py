@@ -85,12 +85,12 @@ class Conversation(stream.Handler):
 
     def flush(self) -> None:
         """Hands the link's frames to the stream."""
-        assert self.link is not None
-        frames = self.link.take(time.monotonic())
-        if frames and self.connection is not None:
-            self.counts["frames_sent"] += len(frames)
-            self.counts["bytes_sent"] += sum(map(len, frames))
-            self.connection.outbox.put(frames)
+        frames = self.link.take(time.monotonic()) if self.link is not None else ()
+        for frame in frames:
+            self.counts["frames_sent"] += 1
+            self.counts["bytes_sent"] += len(frame)
+            if self.connection is not None:
+                self.connection.outbox.put(frame)
 
     def notify(self) -> None:
         """Wakes whoever waits for credit or for the end."""
@@ -112,28 +112,26 @@ class Conversation(stream.Handler):
         self.connection, self._adopted = connection, now
         self.flush()
 
-    def end_error(self, what: str) -> EflError | None:
-        """Why ``what`` cannot happen any more, or None while it can."""
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be sent, and nothing come that has not come yet."""
+        return self.error is not None or self.closing or self.over or (self.link is not None and self.link.peer_goodbye)
+
+    def end_error(self, what: str) -> EflError:
+        """Why ``what`` cannot happen any more, when the conversation has ended."""
         if self.error is not None:
             return again(self.error)
-        if self.over or self.closing:
+        if self.over or self.closing or self.link is None:
             return LinkError(f"{what}: the {self.hello.role} has closed this channel itself")
-        if self.link is not None and self.link.peer_goodbye:
-            return PeerClosed(
-                f"{what}: {self.link.peer_label} has ended the conversation. Do both parties run the same steps?"
-            )
-        return None
+        return PeerClosed(
+            f"{what}: {self.link.peer_label} has ended the conversation. Do both parties run the same steps?"
+        )
 
     def wake_takers(self) -> None:
         """Tells every waiting thread that what it waits for cannot come any more."""
 
-        def error(key: Hashable) -> EflError:
-            found = self.end_error(describe(key))
-            assert found is not None
-            return found
-
-        self.tensors.fail(error)
-        self.controls.fail(error)
+        for box in (self.tensors, self.controls):
+            box.fail(lambda key: self.end_error(describe(key)))
         self.notify()
 
     # ---- what arrives (reading threads)
@@ -142,27 +140,30 @@ class Conversation(stream.Handler):
         """See :class:`stream.Handler`."""
         if connection is not self.connection and not self._admit(connection, message):
             return
-        deferred: list[events.Event] = []
-        failure: EflError | None = None
+        failure: ProtocolError | None = None
         try:
             frames = wire.decode(message)
         except ProtocolError as error:
             frames, failure = [], error
         with self.lock:
-            if connection is not self.connection or self.over or self.link is None:
+            link = self.link
+            if connection is not self.connection or self.over or link is None:
                 return
             self.counts["frames_received"] += len(frames)
             self.counts["bytes_received"] += len(message)
+            deferred: list[events.Event] = []
             try:
                 if failure is not None:
-                    raise self.link.reject(ProtocolError(str(failure)))
-                for event in self.link.receive(frames, time.monotonic()):
+                    raise link.reject(failure)
+                for event in link.receive(frames, time.monotonic()):
                     if not self._deliver(event):
                         deferred.append(event)
             except ProtocolError as error:
                 failure = error
-            self.flush()
-            self.notify()
+            if link.pending:
+                self.flush()
+            if self.waiting:
+                self.changed.notify_all()
         for event in deferred:
             self._dispatch(connection, event)
         if failure is not None:
@@ -213,7 +214,8 @@ class Conversation(stream.Handler):
             self._call(self.tensor_callbacks[event.name], event.step, event.array, event.digest)
             with self.lock:
                 self.link.consumed(event)
-                self.flush()
+                if self.link.pending:
+                    self.flush()
         elif isinstance(event, events.Control):
             self._call(self.control_callbacks[event.topic], event.body)
         elif isinstance(event, events.Goodbye):

@@ -34,6 +34,7 @@ from efl.transport.limits import MIB, Limits
 from efl.transport.outbound import Outbound, Outgoing
 
 _MAX_TEXT = 4000
+_DATA = Kind.DATA
 
 
 class State(enum.Enum):
@@ -43,6 +44,9 @@ class State(enum.Enum):
     AGREED = "waiting for the peer to accept"
     OPEN = "open"
     OVER = "over"
+
+
+_OPEN = State.OPEN
 
 
 class Link:
@@ -91,6 +95,11 @@ class Link:
 
     # ---- bytes out
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self._queue)
+
     def take(self, now: float) -> list[bytes]:
         """The frames to send now, in order. Each may be sent as a message, or several joined."""
         queue, self._queue = self._queue, []
@@ -98,23 +107,24 @@ class Link:
             self._said = now
         return queue
 
-    def _put(self, kind: Kind, payload: bytes | memoryview = b"", keep: bool = False, **fields: Any) -> None:
-        if keep:
-            self._seq += 1
-            fields["seq"] = self._seq
+    def _put(self, kind: Kind, payload: bytes | memoryview = b"", flags: int = 0) -> None:
+        """Queues a frame that carries no sequence number."""
         inbound = self._inbound
-        data = wire.encode(
-            kind,
-            payload,
-            ack=self._received,
-            consumed=inbound.consumed,
-            consumed_bytes=inbound.consumed_bytes,
-            **fields,
-        )
         self._unannounced, self._announced = 0, inbound.consumed
-        if keep:
-            self._kept.append((self._seq, len(data), data))
-            self._kept_bytes += len(data)
+        self._queue.append(
+            wire.encode(kind, payload, flags, 0, self._received, inbound.consumed, inbound.consumed_bytes)
+        )
+
+    def _put_kept(self, kind: Kind, payload: bytes | memoryview = b"", *place: Any) -> None:
+        """Queues a frame with a sequence number and keeps it; ``place`` is what only DATA frames have."""
+        self._seq += 1
+        inbound = self._inbound
+        self._unannounced, self._announced = 0, inbound.consumed
+        data = wire.encode(
+            kind, payload, 0, self._seq, self._received, inbound.consumed, inbound.consumed_bytes, *place
+        )
+        self._kept.append((self._seq, len(data), data))
+        self._kept_bytes += len(data)
         self._queue.append(data)
 
     # ---- sending
@@ -137,18 +147,17 @@ class Link:
         """
         if out.offset == 0:
             self._outbound.begin(out)
-        end = min(out.offset + self._limits.chunk_bytes, out.total)
-        self._put(
-            Kind.DATA,
-            out.payload[out.offset : end],
-            keep=True,
-            dtype=out.code,
-            shape=out.shape,
-            tensor=out.index,
-            step=out.step,
-            total=out.total,
-            offset=out.offset,
-            digest=b"" if out.offset else out.digest,
+        start, end = out.offset, min(out.offset + self._limits.chunk_bytes, out.total)
+        self._put_kept(
+            _DATA,
+            out.payload[start:end],
+            out.code,
+            out.shape,
+            out.index,
+            out.step,
+            out.total,
+            start,
+            b"" if start else out.digest,
         )
         out.offset = end
         if end == out.total:
@@ -182,13 +191,13 @@ class Link:
             raise ConfigError(
                 f"{where}: {len(text)} bytes; max_control_bytes of the two parties is {self._max_control}"
             )
-        self._put(Kind.CONTROL, text, keep=True)
+        self._put_kept(Kind.CONTROL, text)
 
     def goodbye(self) -> None:
         """Queues this side's goodbye, after everything queued before."""
         if self.state is State.OPEN and not self.said_goodbye:
             self.said_goodbye = True
-            self._put(Kind.BYE, keep=True)
+            self._put_kept(Kind.BYE)
 
     def abort(self, error: BaseException) -> None:
         """Drops what is queued and tells the peer that this side failed; the conversation is over.
@@ -271,9 +280,13 @@ class Link:
         events: list[Event] = []
         try:
             for frame in frames:
-                if self.state is State.OVER:
+                event: Event | None
+                if frame.kind is _DATA and self.state is _OPEN:
+                    event = self._on_data(frame)
+                elif self.state is not State.OVER:
+                    event = self._handle(frame)
+                else:
                     break
-                event = self._handle(frame)
                 self._heard_what = (frame.kind, frame.tensor, frame.step)
                 if event is not None:
                     events.append(event)
@@ -310,22 +323,32 @@ class Link:
                 self._peer_hungry = self._inbound.consumed < self._inbound.messages
                 self._put(Kind.ACK)
             return None
-        if kind not in (Kind.DATA, Kind.CONTROL, Kind.BYE):
+        if kind not in (Kind.CONTROL, Kind.BYE):
             raise ProtocolError(f"{kind.name} in the middle of the conversation")
+        return self._on_sequenced(frame) if self._in_sequence(frame) else None
+
+    def _on_data(self, frame: Frame) -> Message | None:
+        self._on_credit(frame)
+        if not self._in_sequence(frame):
+            return None
+        message = self._inbound.accept(frame)
+        self._unannounced += len(frame.payload)
+        if self._unannounced >= self._ack_bytes:
+            self._put(Kind.ACK)
+        return message
+
+    def _in_sequence(self, frame: Frame) -> bool:
+        """False for a frame that has been taken before (a replay)."""
         if frame.seq <= self._received:
-            return None  # already taken: a replay
+            return False
         if frame.seq != self._received + 1:
             raise ProtocolError(f"expected sequence number {self._received + 1}, got {frame.seq}")
         if self.peer_goodbye:
-            raise ProtocolError(f"{kind.name} after goodbye")
+            raise ProtocolError(f"{frame.kind.name} after goodbye")
         self._received = frame.seq
-        return self._on_sequenced(frame)
+        return True
 
-    def _on_sequenced(self, frame: Frame) -> Event | None:
-        if frame.kind is Kind.DATA:
-            message = self._inbound.accept(frame)
-            self._count(len(frame.payload))
-            return message
+    def _on_sequenced(self, frame: Frame) -> Event:
         if frame.kind is Kind.CONTROL:
             if len(frame.payload) > self._limits.max_control_bytes:
                 raise ProtocolError(
@@ -338,7 +361,9 @@ class Link:
                 raise ProtocolError("malformed control message")
             if not 0 < len(body[0].encode("utf-8", "replace")) <= self._limits.max_name_bytes:
                 raise ProtocolError(f"a control topic of {len(body[0])} characters")
-            self._count(len(frame.payload))
+            self._unannounced += len(frame.payload)
+            if self._unannounced >= self._ack_bytes:
+                self._put(Kind.ACK)
             return Control(body[0], body[1])
         self.peer_goodbye = True
         self._put(Kind.ACK)  # so that the peer knows at once that all has arrived
@@ -381,8 +406,7 @@ class Link:
         )
         self._max_control = smaller["max_control_bytes"]
         # Announce often enough that a sender's kept frames stay few, seldom enough that a message that is
-        # answered
-        # (a training step) costs no frame of its own.
+        # answered (a training step) costs no frame of its own.
         self._ack_bytes = max(1, min(4 * MIB, smaller["max_outstanding_bytes"] // 4))
         self._ack_messages = max(1, smaller["window_steps"] * max(1, self._inbound.window // mine.window_steps) // 2)
 
@@ -392,8 +416,7 @@ class Link:
         out = self._outbound
         if frame.ack > self._seq or frame.consumed > out.messages or frame.consumed_bytes > out.bytes:
             raise ProtocolError(
-                f"it acknowledges {frame.ack} frames and {frame.consumed} tensors of {frame.consumed_bytes} "
-                "bytes; "
+                f"it acknowledges {frame.ack} frames and {frame.consumed} tensors of {frame.consumed_bytes} bytes; "
                 f"only {self._seq} frames and {out.messages} tensors of {out.bytes} bytes were sent"
             )
         if frame.ack > self._acked:
@@ -403,17 +426,13 @@ class Link:
         if frame.consumed > out.consumed:
             out.consumed, out.consumed_bytes = frame.consumed, max(out.consumed_bytes, frame.consumed_bytes)
 
-    def _count(self, size: int) -> None:
-        self._unannounced += size
-        if self._unannounced >= self._ack_bytes:
-            self._put(Kind.ACK)
-
     def consumed(self, message: Message) -> None:
         """This party has taken ``message``: the peer may send another."""
-        self._inbound.consume(message.nbytes)
-        if self.state is State.OPEN and (
-            self._peer_hungry or self._inbound.consumed - self._announced >= self._ack_messages
-        ):
+        inbound = self._inbound
+        inbound.consumed += 1
+        inbound.consumed_bytes += message.nbytes
+        due = self._peer_hungry or inbound.consumed - self._announced >= self._ack_messages
+        if due and self.state is _OPEN:
             self._put(Kind.ACK)
             self._peer_hungry = self._peer_hungry and self._inbound.consumed < self._inbound.messages
 

@@ -41,10 +41,9 @@ class Outbox:
         self._ended = False
         self._cut: list[bytes] | None = None
 
-    def put(self, frames: list[bytes]) -> None:
-        """Queues frames."""
-        for frame in frames:
-            self._queue.put(frame)
+    def put(self, frame: bytes) -> None:
+        """Queues a frame."""
+        self._queue.put(frame)
 
     def end(self) -> None:
         """Ends the direction after what is queued."""
