@@ -21,13 +21,26 @@ READERS = "efl_readers"
 _DEPENDENT = ("Placeholder", "VarHandleOp", "Variable", "VariableV2")
 
 
-def initialize(session: tf.Session) -> None:
+def forget(session: tf.Session) -> None:
+    """Puts restored positions back to the start: another procedure begins its data anew."""
+    positions = [v for v in tf.global_variables() if v.op.name.startswith("efl_reader/")]
+    session.run(tf.variables_initializer(positions))
+
+
+def initialize(session: tf.Session, again: bool = False) -> None:
     """Starts every reader whose hook was not added, and iterators of the user's own that nobody started.
 
     An initializable iterator is started when its data set does not depend on placeholders or variables.
+
+    Args:
+      session: Variables are initialised and restored.
+      again: The readers have run in this session before, and positions were restored since.
     """
     for reader in tf.get_collection(READERS):
-        reader.initialize_iter(session)
+        if again:
+            reader.resume(session)
+        else:
+            reader.initialize_iter(session)
     graph = session.graph
     makers = [op for op in graph.get_operations() if op.type == "MakeIterator" and _independent(op)]
     for op in makers:

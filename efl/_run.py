@@ -176,7 +176,7 @@ class Run:
             self._communicator.initialize(raw)
         model.session.start(self._hooks())
         if fresh or restore is not None:
-            _readers.initialize(raw)
+            _readers.initialize(raw, again=not fresh)
         else:
             for program in model._programs.values():
                 if program.exhausted and program.scope.mode is MODE.TRAIN:
@@ -210,6 +210,8 @@ class Run:
         if state["procedure"] == self._procedure.describe():
             model.stage_mgr.restore(state["stage"])
             model.shared_seed = int(state["shared_seed"])
+        else:
+            _readers.forget(raw)
 
     def maybe_save(self) -> None:
         """Called after each training step."""

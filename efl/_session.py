@@ -66,7 +66,8 @@ class HookedSession:
     def start(self, hooks: Sequence[tf.train.SessionRunHook]) -> None:
         """Starts queue runners and tells every hook that the session exists (variables are initialised by now)."""
         with self._session.graph.as_default():
-            tf.train.start_queue_runners(self._session, self._coordinator)
+            if tf.get_collection(tf.GraphKeys.QUEUE_RUNNERS):
+                tf.train.start_queue_runners(self._session, self._coordinator)
             for hook in hooks:
                 hook.after_create_session(self._session, self._coordinator)
 

@@ -240,6 +240,11 @@ class DataIO:
         if not self._read_graph().started(sess):
             self._begin(sess, again=False)
 
+    def resume(self, sess: tf.Session) -> None:
+        """Goes on where the position variable says, also in a session that read before: weights were restored."""
+        self._read_graph().prepare(sess)
+        self._begin(sess, again=False)
+
     def restart(self, sess: tf.Session) -> None:
         """Begins again at the first record, in the same random order (an evaluation reader at its end)."""
         self._read_graph().prepare(sess)
