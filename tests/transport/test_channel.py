@@ -415,7 +415,12 @@ def test_own_close_wakes_own_receivers():
 )
 def test_abort_reaches_the_peer(error, text):
     failures: list = []
-    with connected(*TENSORS, prepare=lambda one, two: one.on_failure(failures.append)) as (one, two):
+    told = threading.Event()
+
+    def prepare(one, two):
+        one.on_failure(lambda error: (failures.append(error), told.set()))
+
+    with connected(*TENSORS, prepare=prepare) as (one, two):
         results = both(lambda: one.recv("x", 0, 20), lambda: two.abort(error))
         with pytest.raises(PeerFailed, match=text):
             raise results[0]
@@ -424,6 +429,7 @@ def test_abort_reaches_the_peer(error, text):
             one.send("g", 0, X)
         with pytest.raises(LinkError, match="has closed this channel itself"):
             two.recv("g", 0)
+        assert told.wait(10)
         assert [type(f) for f in failures] == [PeerFailed]
         assert type(one.error) is PeerFailed
         late: list = []
