@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from efl.errors import ConfigError, DeadlineError, EflError, ProtocolError
-from efl.transport import handshake, rendezvous
+from efl.transport import codec, handshake, rendezvous
 from efl.transport.conversation import ControlCallback, Conversation, TensorCallback, describe, logger
 from efl.transport.handshake import Hello
 from efl.transport.limits import DEFAULT_LIMITS, Endpoint, Limits
@@ -68,6 +68,7 @@ class Channel:
                 f"the endpoint's role is {endpoint.role!r}, the hello's {hello.role!r}; expected the same"
             )
         handshake.to_bytes(hello, limits)
+        codec.keep_freed_memory()
         self._talk = Conversation(endpoint, hello, limits)
         self._begun = False
         self._receives = {t.name for t in hello.tensors if t.direction == "recv"}

@@ -131,6 +131,15 @@ def payload_bytes(code: int, shape: tuple[int, ...]) -> tuple[int, int | None]:
     return size, size
 
 
+def keep_freed_memory() -> None:
+    """Has glibc's malloc keep large freed blocks for reuse, in place of returning and faulting in every page anew.
+
+    It raises its limits (mmap: 32 MiB, trim: 64 MiB) when a block of up to 32 MiB is freed for the first time; so
+    one is made, never touched, and freed. Elsewhere this does nothing. Streams of 1 MiB messages gained a quarter here.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
 def allocate(size: int) -> np.ndarray:
     """A fresh byte buffer of ``size`` bytes on a 64-byte boundary."""
     raw = np.empty(size + _ALIGN, np.uint8)

@@ -13,7 +13,7 @@ MAX_WIRE_BYTES = 20 * MIB
 #: Largest payload of one frame, whatever ``chunk_bytes`` says.
 MAX_PAYLOAD_BYTES = 16 * MIB
 #: Frames that are not acknowledged yet are kept for a replay; a sender pauses when they exceed this.
-MAX_UNACKNOWLEDGED_BYTES = 64 * MIB
+MAX_UNACKNOWLEDGED_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True)
