@@ -7,15 +7,15 @@ turns, so that all of them meet the same noise of the machine:
 
     bare       one process, plain TensorFlow: MonitoredSession, tf.data over the same TFRecord files
     model      the same in efl.Model with efl.data.DataIO
-    federated  leader and follower over gRPC: sample-id checks, FederalDataIO, metrics, acknowledgements all
-    on
+    federated  leader and follower over gRPC; sample-id checks, FederalDataIO, metrics, acknowledgements on
 
 ``bare`` and ``model`` hold the network of both parties with both losses and both accuracies, so all three
 compute the same. ``small`` is the network of example/mnist at batch 256; ``large`` has a hidden layer more,
-so that a step in one process takes 10 ms or longer.
+so that a step in one process takes 10 ms or longer. ``memory`` leaves the files out: the small network on
+arrays in memory, where a step is hardest to hide a message in.
 
-The last line is JSON: ``ratio`` is federated's time for a step over bare's (small), ``ratio_large`` the same
-for the large network, ``ratio_model`` efl.Model's over bare's.
+The last line is JSON: ``ratio`` is federated's time for a step over bare's for the small network with
+records, ``ratio_memory`` and ``ratio_large`` the same for the others, ``ratio_model`` efl.Model's over bare's.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH = 256
 HALF = 14 * 28
 EPOCHS = 100_000  # more than any run reads
+MEMORY_ROWS = 15_000
 _ANSWERS = 9  # where a program answers: what is printed must not mix with the answers
 
 
-# ---- the programs (each runs in its own process)
-# ----------------------------------------------------------------------
+# ---- the programs, each in its own process --------------------------------------------------------------
 
 
 def serve(run: Callable[[int], dict[str, float]]) -> None:
@@ -90,6 +90,15 @@ def head(hidden: Any, label: Any, seed: int) -> tuple[Any, Any]:
     )
 
 
+def memory_batches(data: Path, role: str) -> dict[str, Any]:
+    """A party's columns from memory, with ``tf.data`` alone."""
+    import tensorflow.compat.v1 as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(dict(np.load(data / f"{role}.npz")))
+    dataset = dataset.repeat(EPOCHS).batch(BATCH, drop_remainder=True).prefetch(1)
+    return dict(tf.data.make_one_shot_iterator(dataset).get_next())
+
+
 def both_parties(left: Any, right: Any, label: Any, size: str) -> tuple[list[Any], list[Any]]:
     """The network of both parties: losses and accuracies of leader and follower."""
     import tensorflow.compat.v1 as tf
@@ -106,6 +115,8 @@ def run_bare(data: Path, size: str) -> None:
     import efl  # noqa: F401 - graph mode and legacy Keras, nothing else of it is used
 
     def batches(role: str) -> Any:
+        if size == "memory":
+            return memory_batches(data, role)
         kinds = {"sample_id": (1, tf.int64), "feature": (HALF, tf.float32), "label": (1, tf.float32)}
         spec = {name: tf.io.FixedLenFeature([count], dtype) for name, (count, dtype) in kinds.items()}
         files = sorted(str(path) for path in (data / f"{role}_train").glob("*.tfrecord"))
@@ -187,7 +198,7 @@ def run_party(role: str, data: Path, size: str, port: int) -> None:
 
     import efl
 
-    def input_fn(model: Any, mode: Any) -> Any:
+    def record_batches(model: Any) -> Any:
         dataio = efl.data.FederalDataIO(
             f"{data}/{role}_train", BATCH, model.communicator, model.federal_role, 0, 1,
             num_epochs=EPOCHS, data_mode="local", drop_remainder=True,
@@ -197,6 +208,10 @@ def run_party(role: str, data: Path, size: str, port: int) -> None:
         dataio.fixedlen_feature("label", 1, dtype=tf.float32)
         features = dataio.read()
         model.add_hooks([dataio.get_hook()])
+        return features
+
+    def input_fn(model: Any, mode: Any) -> Any:
+        features = memory_batches(data, role) if size == "memory" else record_batches(model)
         columns = {
             "label": [tf.feature_column.numeric_column("label", 1)],
             "emb": [tf.feature_column.numeric_column("feature", HALF)],
@@ -224,8 +239,7 @@ def run_party(role: str, data: Path, size: str, port: int) -> None:
     serve_model(model)
 
 
-# ---- the measurement
-# --------------------------------------------------------------------------------------------------
+# ---- the measurement -----------------------------------------------------------------------------------
 
 
 class Program:
@@ -283,6 +297,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# What is measured: its title, and which programs run it.
+SIZES = {
+    "small": ("small, records", ["bare", "model", "federated"]),
+    "memory": ("small, memory", ["bare", "federated"]),
+    "large": ("large, records", ["bare", "federated"]),
+}
 PROGRAMS = {"bare": ["bare"], "model": ["model"], "federated": ["leader", "follower"]}
 
 
@@ -387,12 +407,14 @@ def make_data(data: Path | None, out: Path) -> str:
     ids = np.arange(len(labels))
     for role, half in (("leader", images[:, :, :14]), ("follower", images[:, :, 14:])):
         generate_data.write_records(out / f"{role}_train", ids, half, labels, 4)
+        columns = {"sample_id": ids[:, None], "feature": half.reshape(len(ids), -1), "label": labels[:, None]}
+        for name, values in columns.items():
+            columns[name] = values[:MEMORY_ROWS].astype(np.int64 if name == "sample_id" else np.float32)
+        np.savez(out / f"{role}.npz", **columns)
     return f"{len(labels)} images of {'MNIST' if data is not None else 'scikit-learn, enlarged'}"
 
 
-def report(
-    small: dict[str, Any], large: dict[str, Any], serialise: float, data: str, rounds: int
-) -> dict[str, Any]:
+def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -> dict[str, Any]:
     """Prints the tables; returns the numbers of the last line."""
     from rich.console import Console
     from rich.table import Table
@@ -402,31 +424,38 @@ def report(
     table = Table()
     for heading in ("network", "program", "steps/s", "ms/step", "times bare"):
         table.add_column(heading, justify="left" if heading in ("network", "program") else "right")
-    for size, results in (("small", small), ("large", large)):
+    for size, results in measured.items():
         for name, result in results.items():
             took = step_ms(result)
-            times = "1" if name == "bare" else f"{ratio(result, results['bare']):.2f}"
-            table.add_row(size, name, f"{1000 / took:.0f}", f"{took:.2f}", times)
+            beside = "1" if name == "bare" else f"{ratio(result, results['bare']):.2f}"
+            table.add_row(SIZES[size][0], name, f"{1000 / took:.0f}", f"{took:.2f}", beside)
     console.print(table)
 
     console.print("Where the time of a federated step goes (ms)")
     table = Table()
     for heading in ("network", "party", "step", "wait for the peer", "serialise", "compute, gRPC, rest"):
         table.add_column(heading, justify="left" if heading in ("network", "party") else "right")
-    for size, results in (("small", small), ("large", large)):
+    for size, results in measured.items():
         for party, role in enumerate(PROGRAMS["federated"]):
             took = statistics.median(said[party]["step_ms"] for said in results["federated"])
             waited = statistics.median(said[party]["wait_ms"] for said in results["federated"])
             parts = (took, waited, serialise, took - waited - serialise)
-            table.add_row(size, role, *(f"{part:.2f}" for part in parts))
+            table.add_row(SIZES[size][0], role, *(f"{part:.2f}" for part in parts))
     console.print(table)
+
+    def times(size: str, name: str) -> float:
+        return round(ratio(measured[size][name], measured[size]["bare"]), 3)
+
     return {
         "benchmark": "mnist_split",
-        "ratio": round(ratio(small["federated"], small["bare"]), 3),
-        "ratio_large": round(ratio(large["federated"], large["bare"]), 3),
-        "ratio_model": round(ratio(small["model"], small["bare"]), 3),
-        "steps_per_second": {name: round(1000 / step_ms(result), 1) for name, result in small.items()},
-        "step_ms_large": {name: round(step_ms(result), 2) for name, result in large.items()},
+        "ratio": times("small", "federated"),
+        "ratio_memory": times("memory", "federated"),
+        "ratio_large": times("large", "federated"),
+        "ratio_model": times("small", "model"),
+        "steps_per_second": {
+            size: {name: round(1000 / step_ms(result), 1) for name, result in results.items()}
+            for size, results in measured.items()
+        },
         "serialise_ms": round(serialise, 3),
         "rounds": rounds,
         "data": data,
@@ -443,7 +472,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
     parser.add_argument("--program", choices=["bare", "model", "leader", "follower"], help=argparse.SUPPRESS)
-    parser.add_argument("--size", default="small", choices=["small", "large"], help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="small", choices=list(SIZES), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -460,9 +489,13 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(options.data, Path(folder))
-        small = measure(Path(folder), "small", ["bare", "model", "federated"], rounds, steps)
-        large = measure(Path(folder), "large", ["bare", "federated"], rounds, max(steps // 8, 20))
-    print(json.dumps(report(small, large, serialise_ms(), data, rounds)))
+        measured = {
+            size: measure(
+                Path(folder), size, names, rounds, max(steps // 8, 20) if size == "large" else steps
+            )
+            for size, (_, names) in SIZES.items()
+        }
+    print(json.dumps(report(measured, serialise_ms(), data, rounds)))
 
 
 if __name__ == "__main__":
