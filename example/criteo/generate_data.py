@@ -31,7 +31,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,18 +54,18 @@ class Row(NamedTuple):
     categories: list[str]
 
 
-Rows = Callable[[], Iterator[Row]]
+# Reads everything from the beginning: ("train" or "test", row).
+Source = Callable[[], Iterator[tuple[str, Row]]]
 
 
 class Statistics:
-    """What the training rows say: count, means and deviations of the numbers, distinct categories.
+    """What the training rows say: means and deviations of the numbers, distinct categories.
 
     Args:
       most_ids: Different values of a category are counted up to here, which bounds the memory.
     """
 
     def __init__(self, most_ids: int) -> None:
-        self.count = 0
         self._most_ids = most_ids
         self._present = np.zeros(len(KEPT_NUMBERS))
         self._mean = np.zeros(len(KEPT_NUMBERS))
@@ -75,7 +75,6 @@ class Statistics:
 
     def add(self, row: Row) -> None:
         """Counts one row."""
-        self.count += 1
         self._chunk.append(row.numbers)
         if len(self._chunk) == 4096:
             self._merge()
@@ -181,19 +180,26 @@ def _has_labels(path: Path) -> bool:
     return False
 
 
-def criteo(data: Path, limit: int | None) -> tuple[str, Rows, Rows]:
-    """Returns what is read, and two functions that read the training and the test rows."""
+def criteo(data: Path, limit: int | None) -> tuple[str, Source]:
+    """Returns what is read, and a function that reads it."""
     train, test = find_files(data)
-    if test is not None:
-        return f"{train} and {test}", lambda: read_rows(train, limit), lambda: read_rows(test, limit)
-    return (
-        f"{train}, every {TEST_EVERY}th row for testing",
-        lambda: (row for i, row in enumerate(read_rows(train, limit), 1) if i % TEST_EVERY),
-        lambda: (row for i, row in enumerate(read_rows(train, limit), 1) if not i % TEST_EVERY),
-    )
+    if test is None:
+        return f"{train}, every {TEST_EVERY}th row for testing", lambda: split(read_rows(train, limit))
+
+    def both() -> Iterator[tuple[str, Row]]:
+        yield from (("train", row) for row in read_rows(train, limit))
+        yield from (("test", row) for row in read_rows(test, limit))
+
+    return f"{train} and {test}", both
 
 
-def breast_cancer(limit: int | None) -> tuple[str, Rows, Rows]:
+def split(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    """Yields (part, row); every tenth row is for testing."""
+    for number, row in enumerate(rows, 1):
+        yield ("train" if number % TEST_EVERY else "test"), row
+
+
+def breast_cancer(limit: int | None) -> tuple[str, Source]:
     """Returns scikit-learn's breast cancer data in the shape of a click log, like :func:`criteo`."""
     from sklearn import datasets
 
@@ -208,45 +214,65 @@ def breast_cancer(limit: int | None) -> tuple[str, Rows, Rows]:
         categories.append(f"{bins[10]}x{bins[17]}")  # the 21st: worst radius by worst concave points
         rows.append(Row(int(label), numbers.tolist(), categories))
     rows = rows[:limit]
-    return (
-        "scikit-learn's breast cancer data (no click log; give --data for Criteo)",
-        lambda: (row for i, row in enumerate(rows, 1) if i % TEST_EVERY),
-        lambda: (row for i, row in enumerate(rows, 1) if not i % TEST_EVERY),
-    )
+    return "scikit-learn's breast cancer data (no click log; give --data for Criteo)", lambda: split(rows)
 
 
-def write_part(
-    out: Path, part: str, rows: Iterator[Row], count: int, blocks: int, first_id: int, of: Statistics
-) -> None:
-    """Writes both parties' records of one part, ``count`` rows in ``blocks`` files; older ones are removed."""
-    import tensorflow as tf
+class PartWriter:
+    """Writes both parties' records of one part, row by row; older files of the part are removed.
 
-    folders = [out / f"{role}_{part}" for role in ("leader", "follower")]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("part-*.tfrecord"):
-            old.unlink()
-    for block in range(blocks):
-        with contextlib.ExitStack() as stack:
-            leader, follower = (
-                stack.enter_context(tf.io.TFRecordWriter(str(folder / f"part-{block:05d}.tfrecord")))
-                for folder in folders
-            )
-            for index in range(block * count // blocks, (block + 1) * count // blocks):
-                row = next(rows)
-                example = tf.train.Example()
-                column = example.features.feature
-                column["sample_id"].int64_list.value.append(first_id + index)
-                column["label"].int64_list.value.append(row.label)
-                column["dense"].float_list.value.extend(of.standardize(row.numbers))
-                leader.write(example.SerializeToString())
+    Args:
+      out: Holds the folders ``leader_PART`` and ``follower_PART``.
+      part: ``"train"`` or ``"test"``.
+      count: How many rows there will be.
+      blocks: How many files per folder they go to.
+      first_id: ``sample_id`` of the first row.
+      statistics: Of the training rows.
+    """
 
-                example = tf.train.Example()
-                column = example.features.feature
-                column["sample_id"].int64_list.value.append(first_id + index)
-                for i, value in enumerate(row.categories):
-                    column[f"feature{i}"].bytes_list.value.append(value.encode())
-                follower.write(example.SerializeToString())
+    def __init__(
+        self, out: Path, part: str, count: int, blocks: int, first_id: int, statistics: Statistics
+    ) -> None:
+        self._folders = [out / f"{role}_{part}" for role in ("leader", "follower")]
+        for folder in self._folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("part-*.tfrecord"):
+                old.unlink()
+        self._first_id, self._statistics = first_id, statistics
+        self._ends = [(block + 1) * count // blocks for block in range(blocks)]
+        self._index = self._block = 0
+        self._open()
+
+    def _open(self) -> None:
+        import tensorflow as tf
+
+        name = f"part-{self._block:05d}.tfrecord"
+        self._files = [tf.io.TFRecordWriter(str(folder / name)) for folder in self._folders]
+
+    def write(self, row: Row) -> None:
+        """Writes the next row."""
+        import tensorflow as tf
+
+        while self._index == self._ends[self._block]:
+            self.close()
+            self._block += 1
+            self._open()
+        leader, follower = tf.train.Example(), tf.train.Example()
+        for example in (leader, follower):
+            example.features.feature["sample_id"].int64_list.value.append(self._first_id + self._index)
+        column = leader.features.feature
+        column["label"].int64_list.value.append(row.label)
+        column["dense"].float_list.value.extend(self._statistics.standardize(row.numbers))
+        column = follower.features.feature
+        for i, value in enumerate(row.categories):
+            column[f"feature{i}"].bytes_list.value.append(value.encode())
+        for file, example in zip(self._files, (leader, follower)):
+            file.write(example.SerializeToString())
+        self._index += 1
+
+    def close(self) -> None:
+        """Closes the files of the block."""
+        for file in self._files:
+            file.close()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -273,20 +299,25 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--blocks, --limit and --max_ids must be at least 1")
 
     try:
-        source, train, test = (
+        name, source = (
             breast_cancer(options.limit) if options.data is None else criteo(options.data, options.limit)
         )
-        print(f"reading {source}")
-        statistics = Statistics(options.max_ids)
-        for row in train():
-            statistics.add(row)
-        counts = {"train": statistics.count, "test": sum(1 for _ in test())}
+        print(f"reading {name}")
+        statistics, counts = Statistics(options.max_ids), {"train": 0, "test": 0}
+        for part, row in source():
+            counts[part] += 1
+            if part == "train":
+                statistics.add(row)
         if not all(counts.values()):
-            raise ValueError(f"{source}: {counts['train']} rows to train on and {counts['test']} to test on")
-        first_id = 0
-        for part, rows in (("train", train()), ("test", test())):
-            write_part(options.out, part, rows, counts[part], options.blocks, first_id, statistics)
-            first_id += counts[part]
+            raise ValueError(f"{name}: {counts['train']} rows to train on and {counts['test']} to test on")
+        writers = {
+            part: PartWriter(options.out, part, counts[part], options.blocks, first_id, statistics)
+            for part, first_id in (("train", 0), ("test", counts["train"]))
+        }
+        for part, row in source():
+            writers[part].write(row)
+        for part, writer in writers.items():
+            writer.close()
             print(f"{part}: {counts[part]} rows -> {options.out}/{{leader,follower}}_{part}")
     except UnicodeDecodeError as error:
         sys.exit(f"generate_data.py: {options.data}: no text in the Criteo format ({error})")
