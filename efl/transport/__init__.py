@@ -1,14 +1,16 @@
 """The transport of efl: a channel of named tensors between two parties. Knows nothing of TensorFlow.
 
-Pure parts: :mod:`frame`, :mod:`codec`, :mod:`handshake`, :mod:`inbound`, :mod:`outbound`, :mod:`link`.
+Pure parts: :mod:`frame`, :mod:`codec`, :mod:`handshake`, :mod:`inbound`, :mod:`outbound`,
+:mod:`ledger`, :mod:`events`, :mod:`link`.
 The shell: :mod:`channel`, :mod:`conversation`, :mod:`rendezvous`, :mod:`mailbox`, :mod:`stream`.
 """
 
 from __future__ import annotations
 
-from efl.transport.channel import Channel, Stats
+from efl.transport.channel import Channel
 from efl.transport.codec import dtype_names
 from efl.transport.handshake import Hello, TensorSpec, disagreements
 from efl.transport.limits import Endpoint, Limits
+from efl.transport.stats import Stats
 
 __all__ = ["Channel", "Endpoint", "Hello", "Limits", "Stats", "TensorSpec", "disagreements", "dtype_names"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,27 +22,7 @@ from efl.transport.conversation import ControlCallback, Conversation, TensorCall
 from efl.transport.handshake import Hello
 from efl.transport.limits import DEFAULT_LIMITS, Endpoint, Limits
 from efl.transport.link import Link
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counters of one channel.
-
-    Attributes:
-      messages_sent: Tensors and control messages sent.
-      messages_received: The same, received.
-      bytes_sent: Bytes of all frames sent.
-      bytes_received: Bytes of all frames received.
-      frames_sent: Frames sent, of any kind.
-      frames_received: Frames received, of any kind.
-    """
-
-    messages_sent: int = 0
-    messages_received: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    frames_sent: int = 0
-    frames_received: int = 0
+from efl.transport.stats import Stats
 
 
 class Channel:

@@ -14,7 +14,6 @@ too much is unannounced, or when the peer says that it is waiting for credit.
 
 from __future__ import annotations
 
-import collections
 import enum
 import json
 from collections.abc import Mapping
@@ -24,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from efl.errors import ConfigError, EflError, PeerLost, ProtocolError
-from efl.transport import frame as wire
 from efl.transport import handshake
 from efl.transport.events import Aborted, Accepted, Control, Event, Goodbye, Refused
 from efl.transport.frame import FLAG_HUNGRY, Frame, Kind
 from efl.transport.handshake import Hello, TensorSpec
 from efl.transport.inbound import Inbound, Message
+from efl.transport.ledger import Ledger
 from efl.transport.limits import MIB, Limits
 from efl.transport.outbound import Outbound, Outgoing
 
@@ -78,54 +77,29 @@ class Link:
         self.peer_label = peer_label
         self.said_goodbye = self.peer_goodbye = False
         self._hello, self._limits = hello, limits
-        self._queue: list[bytes] = []
-        self._seq = self._received = self._acked = 0
-        self._kept: collections.deque[tuple[int, int, bytes]] = collections.deque()  # seq, size, frame
-        self._kept_bytes = 0
         self._inbound = Inbound((), limits)
+        self._ledger = Ledger(self._inbound)
         self._outbound = Outbound((), 1, 1, 1)
-        self._unannounced = 0  # bytes received since the last acknowledgement
-        self._announced = 0  # consumed messages as last announced
         self._ack_bytes, self._ack_messages, self._max_control = MIB, 1, 0
         self._peer_hungry = False  # the peer waits for credit: announce every message that is consumed
         self._asked = (-1, -1, -1)
         self._heard, self._said = now, now
         self._heard_what: tuple[Kind, int, int] | None = None  # kind, tensor, step
-        self._put(Kind.HELLO, handshake.to_bytes(hello, limits))
+        self._ledger.put(Kind.HELLO, handshake.to_bytes(hello, limits))
 
     # ---- bytes out
 
     @property
     def pending(self) -> bool:
         """Whether there is anything to send."""
-        return bool(self._queue)
+        return bool(self._ledger.queue)
 
     def take(self, now: float) -> list[bytes]:
         """The frames to send now, in order. Each may be sent as a message, or several joined."""
-        queue, self._queue = self._queue, []
+        queue, self._ledger.queue = self._ledger.queue, []
         if queue:
             self._said = now
         return queue
-
-    def _put(self, kind: Kind, payload: bytes | memoryview = b"", flags: int = 0) -> None:
-        """Queues a frame that carries no sequence number."""
-        inbound = self._inbound
-        self._unannounced, self._announced = 0, inbound.consumed
-        self._queue.append(
-            wire.encode(kind, payload, flags, 0, self._received, inbound.consumed, inbound.consumed_bytes)
-        )
-
-    def _put_kept(self, kind: Kind, payload: bytes | memoryview = b"", *place: Any) -> None:
-        """Queues a frame with a sequence number and keeps it; ``place`` is what only DATA frames have."""
-        self._seq += 1
-        inbound = self._inbound
-        self._unannounced, self._announced = 0, inbound.consumed
-        data = wire.encode(
-            kind, payload, 0, self._seq, self._received, inbound.consumed, inbound.consumed_bytes, *place
-        )
-        self._kept.append((self._seq, len(data), data))
-        self._kept_bytes += len(data)
-        self._queue.append(data)
 
     # ---- sending
 
@@ -135,7 +109,7 @@ class Link:
 
     def ready(self, out: Outgoing) -> bool:
         """Whether the next piece of ``out`` may be sent now."""
-        if self._kept_bytes >= self._limits.keep_bytes:
+        if self._ledger.kept_bytes >= self._limits.keep_bytes:
             return False
         return bool(out.offset) or self._outbound.room(out)
 
@@ -148,7 +122,7 @@ class Link:
         if out.offset == 0:
             self._outbound.begin(out)
         start, end = out.offset, min(out.offset + self._limits.chunk_bytes, out.total)
-        self._put_kept(
+        self._ledger.put_kept(
             _DATA,
             out.payload[start:end],
             out.code,
@@ -165,10 +139,10 @@ class Link:
 
     def starve(self) -> None:
         """Tells the peer that this side waits for credit; once, until something changes."""
-        now = (self._seq, self._acked, self._outbound.consumed)
+        now = (self._ledger.sent, self._ledger.acked, self._outbound.consumed)
         if now != self._asked:
             self._asked = now
-            self._put(Kind.PING, flags=FLAG_HUNGRY)
+            self._ledger.put(Kind.PING, flags=FLAG_HUNGRY)
 
     def send_control(self, topic: str, body: Mapping[str, Any]) -> None:
         """Queues a control message.
@@ -191,13 +165,13 @@ class Link:
             raise ConfigError(
                 f"{where}: {len(text)} bytes; max_control_bytes of the two parties is {self._max_control}"
             )
-        self._put_kept(Kind.CONTROL, text)
+        self._ledger.put_kept(Kind.CONTROL, text)
 
     def goodbye(self) -> None:
         """Queues this side's goodbye, after everything queued before."""
         if self.state is State.OPEN and not self.said_goodbye:
             self.said_goodbye = True
-            self._put_kept(Kind.BYE)
+            self._ledger.put_kept(Kind.BYE)
 
     def abort(self, error: BaseException) -> None:
         """Drops what is queued and tells the peer that this side failed; the conversation is over.
@@ -207,20 +181,20 @@ class Link:
         """
         if self.state is State.OVER:
             return
-        self._queue.clear()
+        self._ledger.queue.clear()
         text = str(error)[:_MAX_TEXT] if isinstance(error, EflError) else ""
-        self._put(Kind.ABORT, json.dumps({"type": type(error).__name__, "text": text}).encode())
+        self._ledger.put(Kind.ABORT, json.dumps({"type": type(error).__name__, "text": text}).encode())
         self.state = State.OVER
 
     @property
     def flushed(self) -> bool:
         """Whether the peer has acknowledged everything sent."""
-        return not self._kept
+        return not self._ledger.kept
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of frames that wait for an acknowledgement."""
-        return self._kept_bytes
+        return self._ledger.kept_bytes
 
     def newest_step(self, name: str) -> int:
         """The newest step of tensor ``name`` that has begun to arrive, -1 before the first."""
@@ -244,7 +218,7 @@ class Link:
                 f"{self.last_heard(now)}. Is its process alive, and the line between the parties up?"
             )
         if now - self._said >= self._limits.heartbeat_seconds:
-            self._put(Kind.PING)
+            self._ledger.put(Kind.PING)
 
     def alive(self, now: float) -> None:
         """The shell knows that the peer is not silent (its messages wait while a callback runs)."""
@@ -321,32 +295,28 @@ class Link:
         if kind in (Kind.PING, Kind.ACK):
             if frame.flags & FLAG_HUNGRY:
                 self._peer_hungry = self._inbound.consumed < self._inbound.messages
-                self._put(Kind.ACK)
+                self._ledger.put(Kind.ACK)
             return None
         if kind not in (Kind.CONTROL, Kind.BYE):
             raise ProtocolError(f"{kind.name} in the middle of the conversation")
-        return self._on_sequenced(frame) if self._in_sequence(frame) else None
+        if not self._ledger.in_sequence(frame):
+            return None
+        if self.peer_goodbye:
+            raise ProtocolError(f"{kind.name} after goodbye")
+        return self._on_sequenced(frame)
 
     def _on_data(self, frame: Frame) -> Message | None:
         self._on_credit(frame)
-        if not self._in_sequence(frame):
+        ledger = self._ledger
+        if not ledger.in_sequence(frame):
             return None
-        message = self._inbound.accept(frame)
-        self._unannounced += len(frame.payload)
-        if self._unannounced >= self._ack_bytes:
-            self._put(Kind.ACK)
-        return message
-
-    def _in_sequence(self, frame: Frame) -> bool:
-        """False for a frame that has been taken before (a replay)."""
-        if frame.seq <= self._received:
-            return False
-        if frame.seq != self._received + 1:
-            raise ProtocolError(f"expected sequence number {self._received + 1}, got {frame.seq}")
         if self.peer_goodbye:
-            raise ProtocolError(f"{frame.kind.name} after goodbye")
-        self._received = frame.seq
-        return True
+            raise ProtocolError("DATA after goodbye")
+        message = self._inbound.accept(frame)
+        ledger.unannounced += len(frame.payload)
+        if ledger.unannounced >= self._ack_bytes:
+            ledger.put(Kind.ACK)
+        return message
 
     def _on_sequenced(self, frame: Frame) -> Event:
         if frame.kind is Kind.CONTROL:
@@ -361,12 +331,12 @@ class Link:
                 raise ProtocolError("malformed control message")
             if not 0 < len(body[0].encode("utf-8", "replace")) <= self._limits.max_name_bytes:
                 raise ProtocolError(f"a control topic of {len(body[0])} characters")
-            self._unannounced += len(frame.payload)
-            if self._unannounced >= self._ack_bytes:
-                self._put(Kind.ACK)
+            self._ledger.unannounced += len(frame.payload)
+            if self._ledger.unannounced >= self._ack_bytes:
+                self._ledger.put(Kind.ACK)
             return Control(body[0], body[1])
         self.peer_goodbye = True
-        self._put(Kind.ACK)  # so that the peer knows at once that all has arrived
+        self._ledger.put(Kind.ACK)  # so that the peer knows at once that all has arrived
         return Goodbye()
 
     def _on_refuse(self, frame: Frame) -> Refused:
@@ -386,18 +356,18 @@ class Link:
         self.peer = peer
         reasons = handshake.disagreements(self._hello, peer)
         if reasons:
-            self._put(Kind.REFUSE, json.dumps({"busy": False, "reasons": reasons}).encode())
+            self._ledger.put(Kind.REFUSE, json.dumps({"busy": False, "reasons": reasons}).encode())
             self.state = State.OVER
             return Refused(tuple(reasons))
         self._agree(peer, shared)
-        self._put(Kind.ACCEPT)
+        self._ledger.put(Kind.ACCEPT)
         self.state = State.AGREED
         return None
 
     def _agree(self, peer: Hello, shared: dict[str, int]) -> None:
         mine = self._limits
         smaller = {name: min(getattr(mine, name), value) for name, value in shared.items()}
-        self._inbound = Inbound(_agreed(peer, self._hello), mine)
+        self._inbound = self._ledger.inbound = Inbound(_agreed(peer, self._hello), mine)
         self._outbound = Outbound(
             _agreed(self._hello, peer),
             smaller["window_steps"],
@@ -413,16 +383,13 @@ class Link:
     # ---- acknowledgement and credit
 
     def _on_credit(self, frame: Frame) -> None:
+        self._ledger.acknowledge(frame.ack)
         out = self._outbound
-        if frame.ack > self._seq or frame.consumed > out.messages or frame.consumed_bytes > out.bytes:
+        if frame.consumed > out.messages or frame.consumed_bytes > out.bytes:
             raise ProtocolError(
-                f"it acknowledges {frame.ack} frames and {frame.consumed} tensors of {frame.consumed_bytes} bytes; "
-                f"only {self._seq} frames and {out.messages} tensors of {out.bytes} bytes were sent"
+                f"it has consumed {frame.consumed} tensors of {frame.consumed_bytes} bytes; "
+                f"only {out.messages} of {out.bytes} bytes were sent"
             )
-        if frame.ack > self._acked:
-            self._acked = frame.ack
-            while self._kept and self._kept[0][0] <= frame.ack:
-                self._kept_bytes -= self._kept.popleft()[1]
         if frame.consumed > out.consumed:
             out.consumed, out.consumed_bytes = frame.consumed, max(out.consumed_bytes, frame.consumed_bytes)
 
@@ -431,9 +398,9 @@ class Link:
         inbound = self._inbound
         inbound.consumed += 1
         inbound.consumed_bytes += message.nbytes
-        due = self._peer_hungry or inbound.consumed - self._announced >= self._ack_messages
+        due = self._peer_hungry or inbound.consumed - self._ledger.announced >= self._ack_messages
         if due and self.state is _OPEN:
-            self._put(Kind.ACK)
+            self._ledger.put(Kind.ACK)
             self._peer_hungry = self._peer_hungry and self._inbound.consumed < self._inbound.messages
 
 
