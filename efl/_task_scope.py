@@ -47,9 +47,7 @@ class TaskScope:
         if self.mode is not None and not isinstance(self.mode, MODE):
             raise ModelError(f"mode={self.mode!r}: expected efl.MODE.TRAIN or efl.MODE.EVAL")
         if self.task is not None and not (isinstance(self.task, str) and _TASK_NAME.fullmatch(self.task)):
-            raise ModelError(
-                f"task={self.task!r}: expected None or a name of 1 to 64 letters, digits, '_', '.' or '-'"
-            )
+            raise ModelError(f"task={self.task!r}: expected None or a name of 1 to 64 letters, digits, '_', '.' or '-'")
 
     @property
     def wire(self) -> str:
