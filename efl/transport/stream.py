@@ -171,6 +171,11 @@ class _Served(Connection):
         super().__init__(urllib.parse.unquote(context.peer()))
         self.context = context
 
+    def ended(self) -> None:
+        """The call is over: its last message has left, or never will. Leaves nobody waiting in the outbox."""
+        self.outbox.end()
+        self.over.set()
+
     def close(self) -> None:
         self.outbox.end()
         with contextlib.suppress(Exception):  # an RPC that is over already cannot be cancelled
@@ -229,7 +234,8 @@ class Listener:
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         connection = _Served(context)
-        context.add_callback(connection.outbox.end)  # a cancelled call leaves nobody waiting in the outbox
+        if not context.add_callback(connection.ended):
+            connection.ended()
         connection.reader = threading.Thread(
             target=self._read, args=(connection, requests), name="efl-read", daemon=True
         )
@@ -253,7 +259,6 @@ class Listener:
             why = "the connection was reset"
         finally:
             silent.cancel()
-            connection.over.set()
             self._handler.on_end(connection, why)
 
     def close(self, grace: float) -> None:

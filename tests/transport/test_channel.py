@@ -170,6 +170,19 @@ def test_a_callback_that_would_wait_for_the_peer_is_refused():
             two.recv("g", 5, 5)
 
 
+def test_a_peer_is_alive_while_our_own_callback_takes_long():
+    def prepare(one, two):
+        one.subscribe("x", lambda step, array, digest: time.sleep(1.5))
+
+    limits = Limits(heartbeat_seconds=0.1, dead_seconds=0.5)
+    with connected(*TENSORS, limits=limits, prepare=prepare) as (one, two):
+        two.send("x", 0, X)
+        time.sleep(1.2)
+        assert one.error is None
+        one.send("g", 0, X)
+        np.testing.assert_array_equal(two.recv("g", 0, 5), X)
+
+
 # ---- meeting
 
 

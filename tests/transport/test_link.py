@@ -225,6 +225,33 @@ def test_bytes_are_bounded_but_one_message_always_passes():
     assert one.ready(second)
 
 
+def test_a_waiting_sender_is_told_of_what_is_consumed_later():
+    one, two = opened(tensors=(sends("a"),))
+    (event,) = send_through(one, two, "a", 0, np.zeros(300, np.float32))
+    second = one.prepare("a", 1, FLOATS)
+    for _ in range(5):  # everything that can be asked has been asked and answered
+        one.starve()
+        carry(one, two)
+        carry(two, one)
+    assert not one.ready(second)
+    two.consumed(event)
+    carry(two, one)
+    assert one.ready(second)
+
+
+def test_a_form_that_passed_once_does_not_open_the_door():
+    one, two = opened()
+    send(one, "b", 0, np.zeros((3, 2), np.int32))
+    carry(one, two)
+    with pytest.raises(ConfigError, match=r"shape \(None, 2\) was agreed, the array has \(2, 3\)"):
+        one.prepare("b", 1, np.zeros((2, 3), np.int32))
+    with pytest.raises(ConfigError, match="dtype int32 was agreed, the array has int64"):
+        one.prepare("b", 1, np.zeros((3, 2), np.int64))
+    wrong = forged(seq=2, tensor=1, dtype=7, shape=(2, 3), step=1, total=24)
+    with pytest.raises(ProtocolError, match=r"tensor 'b', step 1: expected shape \(None, 2\), got \(2, 3\)"):
+        two.receive(frame.decode(wrong), 0.0)
+
+
 def test_ping_pong_costs_no_extra_frame():
     tensors = (sends("g"), receives("x"))
     one, two = opened(tensors=tensors, limits=Limits())
