@@ -65,9 +65,7 @@ def timed(run_steps: Callable[[], Any]) -> float:
 def dense(inputs: Any, units: int, seed: int, scale: float = 0.001) -> Any:
     import tensorflow.compat.v1 as tf
 
-    return tf.layers.dense(
-        inputs, units, kernel_initializer=tf.truncated_normal_initializer(stddev=scale, seed=seed)
-    )
+    return tf.layers.dense(inputs, units, kernel_initializer=tf.truncated_normal_initializer(stddev=scale, seed=seed))
 
 
 def bottom(pixels: Any, size: str, seed: int) -> Any:
@@ -85,9 +83,7 @@ def head(hidden: Any, label: Any, seed: int) -> tuple[Any, Any]:
 
     label = tf.reshape(tf.cast(label, tf.int32), [-1])
     y = dense(hidden, 10, seed)
-    return tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y), tf.metrics.accuracy(
-        label, tf.argmax(y, axis=-1)
-    )
+    return tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y), tf.metrics.accuracy(label, tf.argmax(y, axis=-1))
 
 
 def memory_batches(data: Path, role: str) -> dict[str, Any]:
@@ -216,9 +212,7 @@ def run_party(role: str, data: Path, size: str, port: int) -> None:
             "label": [tf.feature_column.numeric_column("label", 1)],
             "emb": [tf.feature_column.numeric_column("feature", HALF)],
         }
-        return efl.FederalSample(
-            features, columns, model.federal_role, model.communicator, sample_id_name="sample_id"
-        )
+        return efl.FederalSample(features, columns, model.federal_role, model.communicator, sample_id_name="sample_id")
 
     def loss_fn(model: Any, sample: Any) -> Any:
         hidden = fc1 = bottom(sample["emb"], size, 1 if role == "leader" else 3)
@@ -464,12 +458,8 @@ def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
     parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
     parser.add_argument("--program", choices=["bare", "model", "leader", "follower"], help=argparse.SUPPRESS)
     parser.add_argument("--size", default="small", choices=list(SIZES), help=argparse.SUPPRESS)
@@ -490,9 +480,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(options.data, Path(folder))
         measured = {
-            size: measure(
-                Path(folder), size, names, rounds, max(steps // 8, 20) if size == "large" else steps
-            )
+            size: measure(Path(folder), size, names, rounds, max(steps // 8, 20) if size == "large" else steps)
             for size, (_, names) in SIZES.items()
         }
     print(json.dumps(report(measured, serialise_ms(), data, rounds)))

@@ -26,9 +26,7 @@ def flags(doc: str | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning_rate", type=float, default=0.1)
-    parser.add_argument(
-        "--train_step", type=int, default=100, help="training steps of an iteration (default: 100)"
-    )
+    parser.add_argument("--train_step", type=int, default=100, help="training steps of an iteration (default: 100)")
     parser.add_argument("--eval_step", type=int, help="batches of an evaluation (default: all test data)")
     parser.add_argument("--max_iter", type=int, help="iterations (default: until the training data ends)")
     parser.add_argument("--log_step", type=int, default=50)

@@ -165,9 +165,7 @@ def find_files(data: Path) -> tuple[Path, Path | None]:
     if not trains:
         readable = [p for p in tables if not p.name.lower().startswith(("readme", "license"))]
         if len(readable) != 1:
-            raise FileNotFoundError(
-                f"{data}: no train.txt, no *train* file, and not one single .txt or .csv file"
-            )
+            raise FileNotFoundError(f"{data}: no train.txt, no *train* file, and not one single .txt or .csv file")
         return readable[0], None
     test = trains[0].with_name(trains[0].name.replace("train", "test"))
     # Kaggle's test.txt has no labels: it is of no use here.
@@ -229,9 +227,7 @@ class PartWriter:
       statistics: Of the training rows.
     """
 
-    def __init__(
-        self, out: Path, part: str, count: int, blocks: int, first_id: int, statistics: Statistics
-    ) -> None:
+    def __init__(self, out: Path, part: str, count: int, blocks: int, first_id: int, statistics: Statistics) -> None:
         self._folders = [out / f"{role}_{part}" for role in ("leader", "follower")]
         for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -281,12 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="PATH", help="a file in the Criteo format, or a folder with one"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)"
-    )
+    parser.add_argument("--data", type=Path, metavar="PATH", help="a file in the Criteo format, or a folder with one")
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)")
     parser.add_argument("--blocks", type=int, default=4, help="files per folder (default: 4)")
     parser.add_argument("--limit", type=int, metavar="N", help="read at most N rows of a file")
     parser.add_argument(
@@ -299,9 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--blocks, --limit and --max_ids must be at least 1")
 
     try:
-        name, source = (
-            breast_cancer(options.limit) if options.data is None else criteo(options.data, options.limit)
-        )
+        name, source = breast_cancer(options.limit) if options.data is None else criteo(options.data, options.limit)
         print(f"reading {name}")
         statistics, counts = Statistics(options.max_ids), {"train": 0, "test": 0}
         for part, row in source():

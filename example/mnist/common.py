@@ -30,19 +30,13 @@ def flags(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--data_dir", default=".", help="where leader_train/ and so on lie (default: .)")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument(
-        "--max_step", type=int, help="training steps at most (default: to the end of the data)"
-    )
+    parser.add_argument("--max_step", type=int, help="training steps at most (default: to the end of the data)")
     parser.add_argument(
         "--eval_every", type=int, metavar="N", help="evaluate every N steps (default: once, at the end)"
     )
     parser.add_argument("--log_step", type=int, default=10)
-    parser.add_argument(
-        "--save", type=Path, metavar="DIR", help="write NAME.npz (weights) and NAME.json (log) to DIR"
-    )
-    parser.add_argument(
-        "--snapshot", type=int, metavar="N", help="with --save: also the weights after N steps"
-    )
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write NAME.npz (weights) and NAME.json (log) to DIR")
+    parser.add_argument("--snapshot", type=int, metavar="N", help="with --save: also the weights after N steps")
     for name, how in more.items():
         parser.add_argument(f"--{name}", **how)
     return parser.parse_known_args()[0]

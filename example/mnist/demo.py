@@ -35,9 +35,7 @@ def run(title: str, *command: str | Path) -> None:
     """Runs a program, shows its output, and ends the demo if it fails."""
     _log.rule(f"[bold]{title}", align="left")
     shown = " ".join(str(part) for part in command)
-    _log.print(
-        f"$ {shown.replace(str(HERE), '.').replace(sys.executable, 'python')}", style="dim", soft_wrap=True
-    )
+    _log.print(f"$ {shown.replace(str(HERE), '.').replace(sys.executable, 'python')}", style="dim", soft_wrap=True)
     # The programs run as a user would run them; a checkout that is not installed is found as well.
     path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONWARNINGS": "ignore::UserWarning"}
@@ -98,9 +96,7 @@ _TITLES = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files")
     parser.add_argument(
         "--out", type=Path, default=Path("demo_output"), help="folder to write to (default: %(default)s)"
@@ -125,9 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     curves = {name: curve(histories[name]) for name in names}
     plot(curves, out / "learning_curves.png")
 
-    table = Table(
-        title=f"{'MNIST' if options.data else 'scikit-learn digits'}, {epochs} epochs", title_justify="left"
-    )
+    table = Table(title=f"{'MNIST' if options.data else 'scikit-learn digits'}, {epochs} epochs", title_justify="left")
     table.add_column("model")
     table.add_column("test accuracy", justify="right")
     table.add_column("steps/s", justify="right")

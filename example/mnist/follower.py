@@ -32,17 +32,13 @@ def input_fn(model, mode):
         "label": [tf.feature_column.numeric_column("label", 1)],
         "emb": [tf.feature_column.numeric_column("feature", 14 * 28)],
     }
-    return efl.FederalSample(
-        features, columns, model.federal_role, model.communicator, sample_id_name="sample_id"
-    )
+    return efl.FederalSample(features, columns, model.federal_role, model.communicator, sample_id_name="sample_id")
 
 
 def model_fn(model, sample, is_training):
     label = tf.reshape(tf.cast(sample["label"], tf.int32), [-1])
 
-    fc1 = tf.layers.dense(
-        sample["emb"], 128, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=3)
-    )
+    fc1 = tf.layers.dense(sample["emb"], 128, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=3))
     # With require_grad the leader's loss trains this layer too, through the gradient that comes back.
     model.send("fc1", fc1, require_grad=is_training)
     y = tf.layers.dense(fc1, 10, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=4))

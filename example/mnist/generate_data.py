@@ -51,9 +51,7 @@ def read_idx(path: Path) -> np.ndarray:
     with opener(path, "rb") as file:
         content = file.read()
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(
-            f"{path}: not an IDX file of bytes (it begins with {content[:4].hex() or 'nothing'})"
-        )
+        raise ValueError(f"{path}: not an IDX file of bytes (it begins with {content[:4].hex() or 'nothing'})")
     rank = content[3]
     header = 4 + 4 * rank
     if len(content) < header:
@@ -88,9 +86,7 @@ def load_mnist(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         arrays.append(read_idx(found[0]))
     images, labels = arrays
     if images.shape != (len(labels), SIDE, SIDE) or labels.ndim != 1:
-        raise ValueError(
-            f"{folder}: {part} images of shape {images.shape} and labels of shape {labels.shape}"
-        )
+        raise ValueError(f"{folder}: {part} images of shape {images.shape} and labels of shape {labels.shape}")
     return images, labels
 
 
@@ -113,9 +109,7 @@ def enlarge(images: np.ndarray) -> np.ndarray:
     return np.rint(matrix.T @ (images * (255 / 16)) @ matrix).astype(np.uint8)
 
 
-def write_records(
-    folder: Path, ids: np.ndarray, features: np.ndarray, labels: np.ndarray, blocks: int
-) -> None:
+def write_records(folder: Path, ids: np.ndarray, features: np.ndarray, labels: np.ndarray, blocks: int) -> None:
     """Writes one party's records to ``folder/part-00000.tfrecord`` and so on; older parts there are removed.
 
     Args:
@@ -149,9 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files")
-    parser.add_argument(
-        "--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder to write to (default: .)")
     parser.add_argument("--blocks", type=int, default=4, help="files per folder (default: 4)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N training and N test images")
     options = parser.parse_args(arguments)

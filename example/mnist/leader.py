@@ -31,17 +31,13 @@ def input_fn(model, mode):
         "label": [tf.feature_column.numeric_column("label", 1)],
         "emb": [tf.feature_column.numeric_column("feature", 14 * 28)],
     }
-    return efl.FederalSample(
-        features, columns, model.federal_role, model.communicator, sample_id_name="sample_id"
-    )
+    return efl.FederalSample(features, columns, model.federal_role, model.communicator, sample_id_name="sample_id")
 
 
 def model_fn(model, sample, is_training):
     label = tf.reshape(tf.cast(sample["label"], tf.int32), [-1])
 
-    fc1 = tf.layers.dense(
-        sample["emb"], 128, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=1)
-    )
+    fc1 = tf.layers.dense(sample["emb"], 128, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=1))
     f_fc1 = model.recv("fc1", dtype=tf.float32, require_grad=is_training)
     f_fc1 = tf.reshape(f_fc1, [-1, 128])  # what arrives has no static shape
     y = tf.layers.dense(

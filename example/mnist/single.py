@@ -42,9 +42,7 @@ def make_input_fn(roles):
 
 
 def dense(inputs, units, seed):
-    return tf.layers.dense(
-        inputs, units, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=seed)
-    )
+    return tf.layers.dense(inputs, units, kernel_initializer=tf.truncated_normal_initializer(stddev=0.001, seed=seed))
 
 
 def make_model_fn(roles):

@@ -31,9 +31,6 @@ def read_records() -> Callable[[Path], Iterator[dict[str, Any]]]:
         for file in sorted(folder.glob("*.tfrecord")):
             for record in tf.io.tf_record_iterator(str(file)):
                 columns = tf.train.Example.FromString(record).features.feature
-                yield {
-                    name: list(getattr(column, column.WhichOneof("kind")).value)
-                    for name, column in columns.items()
-                }
+                yield {name: list(getattr(column, column.WhichOneof("kind")).value) for name, column in columns.items()}
 
     return read

@@ -70,9 +70,7 @@ def test_columns_statistics_and_counts(tmp_path, read_records):
 
 def test_statistics_of_many_chunks_are_those_of_all_rows():
     rng = np.random.default_rng(0)
-    numbers = rng.normal(
-        1e6, 3.0, (10_000, 10)
-    )  # large beside their deviation: a plain sum of squares would cancel
+    numbers = rng.normal(1e6, 3.0, (10_000, 10))  # large beside their deviation: a plain sum of squares would cancel
     numbers[rng.random(numbers.shape) < 0.3] = np.nan
     statistics = generate_data.Statistics(10)
     for row in numbers:
@@ -136,9 +134,7 @@ def test_blocks_have_the_same_names_and_rows_on_both_sides(tmp_path, read_record
         leader, follower = (tmp_path / "out" / f"{role}_{part}" for role in ("leader", "follower"))
         names = sorted(p.name for p in leader.iterdir())
         assert names == sorted(p.name for p in follower.iterdir()) and len(names) == 3
-        assert [r["sample_id"] for r in read_records(leader)] == [
-            r["sample_id"] for r in read_records(follower)
-        ]
+        assert [r["sample_id"] for r in read_records(leader)] == [r["sample_id"] for r in read_records(follower)]
 
 
 @pytest.mark.parametrize(

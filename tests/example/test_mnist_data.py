@@ -16,10 +16,7 @@ generate_data = load(EXAMPLE / "mnist" / "generate_data.py")
 
 
 def _idx(array: np.ndarray) -> bytes:
-    return (
-        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-        + array.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def _write_mnist(folder, zipped=False, dotted=False):
@@ -32,9 +29,7 @@ def _write_mnist(folder, zipped=False, dotted=False):
         for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
             name = name.replace("-idx", ".idx") if dotted else name
             content = _idx(array)
-            (folder / (name + (".gz" if zipped else ""))).write_bytes(
-                gzip.compress(content) if zipped else content
-            )
+            (folder / (name + (".gz" if zipped else ""))).write_bytes(gzip.compress(content) if zipped else content)
     return parts
 
 
@@ -59,14 +54,9 @@ def test_halves_of_idx_files_fit_together(tmp_path, read_records, zipped, dotted
 def test_both_parties_have_files_of_the_same_names_with_the_same_ids(tmp_path, read_records):
     generate_data.main(["--out", str(tmp_path), "--limit", "50", "--blocks", "3"])
     for part in ("train", "test"):
-        files = [
-            sorted(p.name for p in (tmp_path / f"{role}_{part}").iterdir()) for role in ("leader", "follower")
-        ]
+        files = [sorted(p.name for p in (tmp_path / f"{role}_{part}").iterdir()) for role in ("leader", "follower")]
         assert files[0] == files[1] == [f"part-0000{i}.tfrecord" for i in range(3)]
-        ids = [
-            [r["sample_id"] for r in read_records(tmp_path / f"{role}_{part}")]
-            for role in ("leader", "follower")
-        ]
+        ids = [[r["sample_id"] for r in read_records(tmp_path / f"{role}_{part}")] for role in ("leader", "follower")]
         assert ids[0] == ids[1] and len(ids[0]) == 50
 
 
@@ -80,9 +70,7 @@ def test_without_data_the_digits_are_enlarged(tmp_path, capsys, read_records):
     labels = [r["label"][0] for r in train]
     assert set(labels) == set(range(10))
     digits = datasets.load_digits()
-    assert (
-        labels[:4] == digits.target[:4].tolist() and labels[4] == digits.target[5]
-    )  # every fifth is for testing
+    assert labels[:4] == digits.target[:4].tolist() and labels[4] == digits.target[5]  # every fifth is for testing
 
 
 def test_enlarging_is_linear_interpolation():

@@ -172,14 +172,10 @@ def test_initializing_the_metric_variables_starts_afresh():
     with tf.Session() as session:
         for half in (slice(0, 200), slice(200, 400)):
             session.run(afresh)
-            session.run(
-                [area[1], grouped[1]], {label: labels[half], score: scores[half], group: groups[half]}
-            )
+            session.run([area[1], grouped[1]], {label: labels[half], score: scores[half], group: groups[half]})
             got = session.run([area[0], grouped[0]])
             assert got[0] == pytest.approx(roc_auc_score(labels[half], scores[half]), abs=1e-7)
-            assert got[1] == pytest.approx(
-                _reference_gauc(labels[half], scores[half], groups[half]), abs=1e-7
-            )
+            assert got[1] == pytest.approx(_reference_gauc(labels[half], scores[half], groups[half]), abs=1e-7)
 
 
 def test_state_is_local_and_not_trained():
