@@ -60,6 +60,7 @@ class Scope:
     own_digest: dict[int, bytes] = field(default_factory=dict)
     peer_digest: dict[int, bytes] = field(default_factory=dict)
     mismatch: int | None = None
+    told: int = 0  # the last step whose digest was sent
     waited: float = 0.0
     idle_since: float = 0.0
 
@@ -248,14 +249,17 @@ class Exchange:
         if self.failure is not None:
             raise self.failure
 
-    def send(self, scope: Scope, name: str, array: np.ndarray, batch: sample_check.Batch | None = None) -> None:
-        """Sends one tensor of the running step; with ``batch``, the digest of its ids rides along."""
-        channel = self._channel
+    def send(self, scope: Scope, name: str, array: np.ndarray) -> None:
+        """Sends one tensor of the running step; the digest of the batch's ids rides on the first one."""
+        channel, step = self._channel, scope.running
         self.check()
-        if channel is None or scope.running is None:
+        if channel is None or step is None:
             raise LinkError(f"{self.role}: {name!r} can only be sent within a step of a running federation")
-        digest = self._own_batch(scope, scope.running, batch) if batch is not None else b""
-        channel.send(name, scope.running, array, digest)
+        with self._lock:
+            digest = b"" if scope.told == step else scope.own_digest.get(step, b"")
+            if digest:
+                scope.told = step
+        channel.send(name, step, array, digest)
         scope.idle_since = time.monotonic()
 
     def control(self, topic: str, body: dict[str, Any]) -> None:
@@ -338,13 +342,20 @@ class Exchange:
 
     # ---- sample ids ------------------------------------------------------------------------------------------------
 
-    def _own_batch(self, scope: Scope, step: int, batch: sample_check.Batch) -> bytes:
+    def note_batch(self, scope: Scope, batch: sample_check.Batch) -> None:
+        """Takes the sample ids of the running step's batch.
+
+        Raises:
+          Disputed: The peer's ids of this step are here already, and differ.
+        """
+        step = scope.running
+        if step is None:
+            raise LinkError(f"{self.role}: sample ids of {scope.wire} outside a step of a running federation")
         digest = batch.digest(self._key)
         with self._lock:
             scope.batches[step], scope.own_digest[step] = batch, digest
             if not self._compare(scope, step):
                 raise Disputed(f"sample ids differ at step {step} of {scope.wire}")
-        return digest
 
     def _compare(self, scope: Scope, step: int) -> bool:
         mine, peer = scope.own_digest.get(step), scope.peer_digest.get(step)

@@ -7,7 +7,7 @@ cleared makes an Assert fail, which aborts the step that waits for it and leaves
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,17 @@ class Inbox:
     Attributes:
       name: Wire name, such as ``train/fc1``.
       tensor: What the graph receives, with the static shape that was asked for.
+
+    Args:
+      name: See above.
+      dtype: Of the tensor.
+      shape: Static shape, unknown where it is not known.
+      after: Ops that must have run before the receive.
     """
 
-    def __init__(self, name: str, dtype: tf.DType, shape: tf.TensorShape) -> None:
+    def __init__(
+        self, name: str, dtype: tf.DType, shape: tf.TensorShape, after: Sequence[tf.Operation] = ()
+    ) -> None:
         self.name = name
         self.dtype = dtype
         self._np_dtype = np.dtype(object) if dtype == tf.string else np.dtype(dtype.as_numpy_dtype)
@@ -37,12 +45,14 @@ class Inbox:
             self._good = tf.placeholder(tf.bool, [], name="good")
             self._enqueue = queue.enqueue([self._value, self._good])
             self._size = queue.size()
-            value, good = queue.dequeue()
+            with tf.control_dependencies(list(after)):
+                value, good = queue.dequeue()
+            drop, _ = queue.dequeue()
             text = f"the receive of {name!r} was aborted"
             with tf.control_dependencies([tf.raw_ops.Assert(condition=good, data=[text])]):
                 self.tensor = tf.identity(value, name="tensor")
             self.tensor.set_shape(shape)
-            self._drop = value.op
+            self._drop = drop.op
         self._put: Callable[..., Any] | None = None
         self._count: Callable[[], Any] | None = None
         self._drop_one: Callable[[], Any] | None = None

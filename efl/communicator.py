@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,18 +33,6 @@ from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
 ROLES = ("leader", "follower")
 _PEER = {"leader": "follower", "follower": "leader"}
 _READER_END = b"end"
-
-
-@dataclass(frozen=True)
-class _Ids:
-    """The sample ids of a scope's batch, waiting for the first send of the scope to carry their digest."""
-
-    ids: tf.Tensor
-    block: tf.Tensor | None
-    row: tf.Tensor | None
-
-    def tensors(self) -> list[tf.Tensor]:
-        return [self.ids] if self.block is None or self.row is None else [self.ids, self.block, self.row]
 
 
 class Communicator:
@@ -103,7 +90,7 @@ class Communicator:
         self._limits = limits or Limits()
         self._specs: dict[tuple[str, str], TensorSpec] = {}
         self._inboxes: list[Inbox] = []
-        self._ids: dict[TaskScope, _Ids] = {}
+        self._ids_noted: dict[TaskScope, tf.Operation] = {}
         self._terms: dict[str, Any] = {}
         self._channel: Channel | None = None
         self._hook: CommunicatorHook | None = None
@@ -132,16 +119,12 @@ class Communicator:
         tensor = as_graph_tensor(tensor, f"send({name!r})")
         wire = self._register("send", name, scope, tensor.dtype, tensor.shape, require_grad)
         state = self.exchange.scope(scope.wire)
-        ids = self._ids.pop(scope, None)
-        extra = ids.tensors() if ids is not None else []
-        carries = ids is not None
 
-        def push(array: np.ndarray, *origin: np.ndarray) -> None:
-            batch = sample_check.Batch(*(np.asarray(o) for o in origin)) if carries else None
-            self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array), batch))
+        def push(array: np.ndarray) -> None:
+            self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array)))
 
-        result = tf.numpy_function(push, [tensor, *extra], [], name=_op_name("efl_send", wire))
-        return result if isinstance(result, tf.Operation) else result.op
+        with tf.control_dependencies(self._after_ids(scope)):
+            return _call(push, [tensor], _op_name("efl_send", wire))
 
     def recv(
         self,
@@ -171,7 +154,7 @@ class Communicator:
         dtype = tf.as_dtype(dtype)
         static = tf.TensorShape(shape)
         wire = self._register("recv", name, scope, dtype, static, require_grad)
-        inbox = Inbox(wire, dtype, static)
+        inbox = Inbox(wire, dtype, static, self._after_ids(scope))
         self.exchange.scope(scope.wire).sinks.append(inbox)
         self._inboxes.append(inbox)
         return inbox.tensor
@@ -196,7 +179,14 @@ class Communicator:
         if not (ids.dtype.is_integer or ids.dtype == tf.string):
             raise DataError(f"sample ids of {scope.wire} are {ids.dtype.name}: expected integers or strings")
         self.declare(f"{scope.wire}/sample_id", "string" if ids.dtype == tf.string else "int")
-        self._ids[scope] = _Ids(ids, block, row)
+        state = self.exchange.scope(scope.wire)
+
+        def note(*columns: np.ndarray) -> None:
+            batch = sample_check.Batch(*(np.asarray(column) for column in columns))
+            self._guarded(lambda: self.exchange.note_batch(state, batch))
+
+        columns = [ids] if block is None or row is None else [ids, block, row]
+        self._ids_noted[scope] = _call(note, columns, _op_name("efl_sample_ids", scope.wire))
 
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""
@@ -243,8 +233,7 @@ class Communicator:
             step = self._reader_steps[wire] = self._reader_steps.get(wire, 0) + 1
             self._guarded(lambda: self._connected().send(wire, step, np.asarray(array)))
 
-        result = tf.numpy_function(push, [state], [], name=_op_name("efl_reader", wire))
-        return result if isinstance(result, tf.Operation) else result.op
+        return _call(push, [state], _op_name("efl_reader", wire))
 
     def add_step(self) -> tf.Operation:
         """Makes an op that ends the current step of the communicator's own scope and begins the next.
@@ -257,8 +246,7 @@ class Communicator:
             self.exchange.complete(scope)
             self.exchange.begin(scope)
 
-        result = tf.numpy_function(advance, [], [], name="efl_add_step")
-        return result if isinstance(result, tf.Operation) else result.op
+        return _call(advance, [], "efl_add_step")
 
     @property
     def hook(self) -> CommunicatorHook:
@@ -298,11 +286,6 @@ class Communicator:
           HandshakeError: The parties disagree; lists every disagreement.
           PeerLost: No peer came in time.
         """
-        for scope in self._ids:
-            raise ModelError(
-                f"{scope.wire}: a sample with verified ids exists, but nothing is sent in this task and mode that could "
-                "carry their digest; make the FederalSample before the first send"
-            )
         nonce = secrets.token_hex(16)
         hello = Hello(
             self.federal_role,
@@ -403,6 +386,11 @@ class Communicator:
         if self._channel is None:
             raise LinkError(f"{self.federal_role} is not connected to {self.peer_role}; call initialize(sess) first")
         return self._channel
+
+    def _after_ids(self, scope: TaskScope) -> list[tf.Operation]:
+        # Sent and received after the batch's ids are known here: no batch out of line goes into a computation.
+        noted = self._ids_noted.get(scope)
+        return [] if noted is None else [noted]
 
     def _guarded(self, action: Callable[[], None]) -> None:
         # TensorFlow turns whatever a numpy_function raises into UnknownError; the step loop asks the conversation.
@@ -508,6 +496,11 @@ def raw_session(sess: Any) -> tf.Session:
         return inner()
     inner = getattr(sess, "_tf_sess", None)  # MonitoredSession has no public way
     return inner() if callable(inner) else sess
+
+
+def _call(function: Callable[..., None], inputs: list[tf.Tensor], name: str) -> tf.Operation:
+    result = tf.numpy_function(function, inputs, [], name=name)
+    return result if isinstance(result, tf.Operation) else result.op
 
 
 def _op_name(prefix: str, wire: str) -> str:

@@ -1,0 +1,119 @@
+"""What the parties refuse, and that both sides say why, with an exit code, within seconds."""
+
+import pytest
+
+from tests.federation.harness import run_both
+from tests.federation.test_parity import FOLLOWER, LEADER
+
+FIT = "model.compile().fit(efl.procedure_fn.train(max_step=10))"
+
+
+def refused(tmp_path, leader, follower, *messages):
+    results = run_both(tmp_path, leader, follower, expect=None, timeout=60)
+    for role, result in results.items():
+        assert result.returncode == 1, result.output
+        for message in messages:
+            assert message in result.output, f"{role} does not say {message!r}:\n{result.output}"
+    return results
+
+
+@pytest.mark.parametrize(
+    ("edit_leader", "edit_follower", "messages"),
+    [
+        (("m.recv('f',", "m.recv('g',"), None, ["train/f", "train/g"]),
+        (
+            None,
+            ("m.send('f', h, require_grad=True)\n    return h", "m.send('f', h)\n    return tf.reduce_mean(h)"),
+            ["train/f", "require_grad"],
+        ),
+        (
+            ("m.recv('f', require_grad=True)", "m.recv('f', shape=[None, 7], require_grad=True)"),
+            None,
+            ["train/f", "7", "5"],
+        ),
+        (
+            ("m.recv('f', require_grad=True)", "tf.cast(m.recv('f', tf.float64, require_grad=True), tf.float32)"),
+            None,
+            ["train/f", "float64", "float32"],
+        ),
+        (None, ("max_step=10", "max_step=11"), ["procedure", "train(max_step=10)", "train(max_step=11)"]),
+        (("train(max_step=10)", "train(max_step=10), project_name='other'"), None, ["project_name", "other", "default_prj"]),
+    ],
+    ids=["name", "gradient", "shape", "dtype", "procedure", "project"],
+)
+def test_a_different_exchange_is_named_on_both_sides(tmp_path, edit_leader, edit_follower, messages):
+    leader = LEADER.replace(*edit_leader) if edit_leader else LEADER
+    follower = FOLLOWER.replace(*edit_follower) if edit_follower else FOLLOWER
+    assert edit_leader is None or leader != LEADER
+    assert edit_follower is None or follower != FOLLOWER
+    refused(tmp_path, leader, follower, *messages)
+
+
+def test_two_leaders(tmp_path):
+    # Both dial or listen as the role says, so two followers meet nobody and two leaders want one port.
+    leader = LEADER.replace("efl.FederalModel()", "efl.FederalModel(connect_timeout=3.0)")
+    second = leader.replace("efl.FederalModel(", "efl.FederalModel(federal_role='leader', local_addr=own_argument('peer_addr'), ")
+    results = run_both(tmp_path, leader, second, expect=None, timeout=60)
+    assert {result.returncode for result in results.values()} == {1}
+    text = results["leader"].output + results["follower"].output
+    assert "already in use" in text or "taken" in text
+    assert "no follower came" in text
+
+
+def test_sample_ids_out_of_line(tmp_path):
+    follower = FOLLOWER.replace("batch = batches()", "batch = batches(); x, y, i = batch\n"
+                                "import tests.federation.problem as p\n"
+                                "i = tf.where(tf.equal(i, 100 + 2 * p.BATCH + 3), i + 1, i)\nbatch = (x, y, i)")
+    refused(tmp_path, LEADER, follower, "differ at step 3 of train", "row 3 of the batch")
+
+
+def test_batches_of_different_size(tmp_path):
+    follower = FOLLOWER.replace("batch = batches()", "import tests.federation.problem as p\np.BATCH = 8\nbatch = batches()")
+    refused(tmp_path, LEADER, follower, "differ at step 1 of train", "the first difference is in row 8")
+
+
+def test_one_side_verifies_ids_and_the_other_does_not(tmp_path):
+    follower = FOLLOWER.replace("sample(m, batch, ROLE)", "efl.Sample({'x': batch[0][:, 4:]}, "
+                                "{'x': [tf.feature_column.numeric_column('x', 4)]})")
+    refused(tmp_path, LEADER, follower, "train/sample_id")
+
+
+def test_a_loss_that_is_nan_stops_both_and_names_party_and_step(tmp_path):
+    leader = LEADER.replace("    return cross_entropy", "    s_ = tf.cast(m.global_step, tf.float32)\n"
+                            "    return tf.where(s_ < 3.0, 1.0, np.nan) * cross_entropy")
+    results = run_both(tmp_path, leader, FOLLOWER, expect=(1, 1))
+    for result in results.values():
+        assert "the loss of leader is nan at step 4 of train" in result.output
+
+
+def test_an_error_in_one_partys_own_code_ends_the_other(tmp_path):
+    hook = """
+class Breaks(tf.train.SessionRunHook):
+    def before_run(self, context):
+        if model.steps_trained == 2:
+            raise KeyError('secret value 4711')
+"""
+    leader = hook + LEADER.replace(FIT, "model.add_hooks([Breaks()])\n" + FIT)
+    results = run_both(tmp_path, leader, FOLLOWER, expect=(1, 1))
+    assert "secret value 4711" in results["leader"].output
+    assert "KeyError" in results["follower"].output
+    assert "secret value" not in results["follower"].output
+
+
+def test_no_peer(tmp_path):
+    leader = LEADER.replace("efl.FederalModel()", "efl.FederalModel(connect_timeout=1.0)")
+    results = run_both(tmp_path, leader, "pass\n", end="", expect=(1, 0))
+    assert "no follower came" in results["leader"].output
+
+
+def test_a_contradicting_mode_is_refused(tmp_path):
+    follower = FOLLOWER.replace("m.send('f', h, require_grad=True)", "m.send('f', h, mode=efl.MODE.EVAL)")
+    leader = LEADER.replace("efl.FederalModel()", "efl.FederalModel(connect_timeout=1.0)")
+    results = run_both(tmp_path, leader, follower, expect=(1, 1))
+    assert "mode=eval inside train: the peer would wait for ever" in results["follower"].output
+
+
+def test_without_a_role(tmp_path):
+    code = "import sys\nsys.argv = sys.argv[:1]\n"
+    results = run_both(tmp_path, code + LEADER, code + FOLLOWER, expect=(1, 1))
+    assert "--federal_role=leader or --federal_role=follower" in results["leader"].output
