@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_bytes_are_bounded_but_one_message_always_passes():
 
 
 def test_a_waiting_sender_is_told_of_what_is_consumed_later():
-    one, two = opened(tensors=(sends("a"),))
+    one, two = opened(tensors=(sends("a"),), limits=replace(SMALL, window_steps=8))
     (event,) = send_through(one, two, "a", 0, np.zeros(300, np.float32))
     second = one.prepare("a", 1, FLOATS)
     for _ in range(5):  # everything that can be asked has been asked and answered
