@@ -1,6 +1,6 @@
 """Steps per second of a model that is split between two processes, beside the same model in one process.
 
-    python benchmarks/mnist_split.py [--data DIR] [--quick]
+    python benchmarks/mnist_split.py [--data DIR] [--quick] [--record benchmarks/results/mnist_split.md]
 
 Programs, each in processes of its own that stay up for the whole run and are asked for a number of steps by
 turns, so that all of them meet the same noise of the machine:
@@ -25,215 +25,22 @@ import contextlib
 import importlib
 import json
 import os
+import platform
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _mnist_programs import BATCH
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 256
-HALF = 14 * 28
-EPOCHS = 100_000  # more than any run reads
 MEMORY_ROWS = 15_000
-_ANSWERS = 9  # where a program answers: what is printed must not mix with the answers
-
-
-# ---- the programs, each in its own process --------------------------------------------------------------
-
-
-def serve(run: Callable[[int], dict[str, float]]) -> None:
-    """Answers every line ``N`` of standard input with N steps and a line of JSON."""
-    with os.fdopen(_ANSWERS, "w", buffering=1) as answers:
-        answers.write("ready\n")
-        for line in sys.stdin:
-            answers.write(json.dumps(run(int(line))) + "\n")
-
-
-def timed(run_steps: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run_steps()
-    return time.perf_counter() - started
-
-
-def dense(inputs: Any, units: int, seed: int, scale: float = 0.001) -> Any:
-    import tensorflow.compat.v1 as tf
-
-    return tf.layers.dense(inputs, units, kernel_initializer=tf.truncated_normal_initializer(stddev=scale, seed=seed))
-
-
-def bottom(pixels: Any, size: str, seed: int) -> Any:
-    """A party's own layers: pixels ``[b, 392]`` to what is sent, ``[b, 128]``."""
-    import tensorflow.compat.v1 as tf
-
-    if size == "large":
-        pixels = tf.nn.relu(dense(pixels, 1024, seed + 10))
-    return dense(pixels, 128, seed)
-
-
-def head(hidden: Any, label: Any, seed: int) -> tuple[Any, Any]:
-    """Returns loss and accuracy, as ``(value, update_op)``."""
-    import tensorflow.compat.v1 as tf
-
-    label = tf.reshape(tf.cast(label, tf.int32), [-1])
-    y = dense(hidden, 10, seed)
-    return tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y), tf.metrics.accuracy(label, tf.argmax(y, axis=-1))
-
-
-def memory_batches(data: Path, role: str) -> dict[str, Any]:
-    """A party's columns from memory, with ``tf.data`` alone."""
-    import tensorflow.compat.v1 as tf
-
-    dataset = tf.data.Dataset.from_tensor_slices(dict(np.load(data / f"{role}.npz")))
-    dataset = dataset.repeat(EPOCHS).batch(BATCH, drop_remainder=True).prefetch(1)
-    return dict(tf.data.make_one_shot_iterator(dataset).get_next())
-
-
-def both_parties(left: Any, right: Any, label: Any, size: str) -> tuple[list[Any], list[Any]]:
-    """The network of both parties: losses and accuracies of leader and follower."""
-    import tensorflow.compat.v1 as tf
-
-    fc1, f_fc1 = bottom(left, size, 1), bottom(right, size, 3)
-    heads = [head(tf.concat([fc1, f_fc1], axis=-1), label, 2), head(f_fc1, label, 4)]
-    return [loss for loss, _ in heads], [accuracy for _, accuracy in heads]
-
-
-def run_bare(data: Path, size: str) -> None:
-    """Plain TensorFlow."""
-    import tensorflow.compat.v1 as tf
-
-    import efl  # noqa: F401 - graph mode and legacy Keras, nothing else of it is used
-
-    def batches(role: str) -> Any:
-        if size == "memory":
-            return memory_batches(data, role)
-        kinds = {"sample_id": (1, tf.int64), "feature": (HALF, tf.float32), "label": (1, tf.float32)}
-        spec = {name: tf.io.FixedLenFeature([count], dtype) for name, (count, dtype) in kinds.items()}
-        files = sorted(str(path) for path in (data / f"{role}_train").glob("*.tfrecord"))
-        dataset = tf.data.TFRecordDataset(files).repeat(EPOCHS).batch(BATCH, drop_remainder=True)
-        dataset = dataset.map(lambda records: tf.io.parse_example(records, spec)).prefetch(1)
-        return tf.data.make_one_shot_iterator(dataset).get_next()
-
-    left, right = batches("leader"), batches("follower")
-    losses, accuracies = both_parties(left["feature"], right["feature"], left["label"], size)
-    step = tf.train.get_or_create_global_step()
-    train = tf.train.GradientDescentOptimizer(0.001).minimize(tf.add_n(losses), step)
-    fetches = [train, *losses, *(update for _, update in accuracies)]
-    config = tf.ConfigProto()
-    with tf.train.MonitoredSession(tf.train.ChiefSessionCreator(config=config)) as session:
-
-        def run(steps: int) -> dict[str, float]:
-            return {"seconds": timed(lambda: [session.run(fetches) for _ in range(steps)])}
-
-        serve(run)
-
-
-def serve_model(model: Any) -> None:
-    """Trains a compiled efl model by turns."""
-    from efl.stage import LoopStage
-
-    def procedure(model: Any) -> None:
-        rounds = iter(range(10**6))
-
-        def run(steps: int) -> dict[str, float]:
-            seen = len(model.history)
-            stage = LoopStage(model.train_op(), True, steps)
-            seconds = timed(lambda: model.run_stage(f"round{next(rounds)}", stage))
-            waits = [entry["wait_ms"] for entry in model.history[seen:]]
-            return {"seconds": seconds, "wait_ms": statistics.fmean(waits)}
-
-        serve(run)
-
-    model.fit(procedure, log_step=100, project_name="mnist_split")
-
-
-def run_model(data: Path, size: str) -> None:
-    """efl.Model."""
-    import tensorflow.compat.v1 as tf
-
-    import efl
-
-    def input_fn(model: Any, mode: Any) -> Any:
-        features: dict[str, Any] = {}
-        columns = {"label": [tf.feature_column.numeric_column("label", 1)]}
-        for role in ("leader", "follower"):
-            dataio = efl.data.DataIO(
-                f"{data}/{role}_train", BATCH, 0, 1, num_epochs=EPOCHS, name=role, drop_remainder=True
-            )
-            dataio.fixedlen_feature("sample_id", 1, dtype=tf.int64)
-            dataio.fixedlen_feature("feature", HALF, dtype=tf.float32)
-            dataio.fixedlen_feature("label", 1, dtype=tf.float32)
-            batch = dataio.read()
-            model.add_hooks([dataio.get_hook()])
-            features |= {role: batch["feature"], "label": batch["label"]}
-            columns[role] = [tf.feature_column.numeric_column(role, HALF)]
-        return efl.Sample(features, columns)
-
-    def loss_fn(model: Any, sample: Any) -> Any:
-        losses, accuracies = both_parties(sample["leader"], sample["follower"], sample["label"], size)
-        for name, accuracy in zip(("accuracy", "f_accuracy"), accuracies, strict=True):
-            model.add_metric(name, accuracy)
-        return tf.add_n(losses)
-
-    model = efl.Model()
-    model.input_fn(input_fn).loss_fn(loss_fn)
-    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
-    model.compile()
-    serve_model(model)
-
-
-def run_party(role: str, data: Path, size: str, port: int) -> None:
-    """One party of the federated run."""
-    import tensorflow.compat.v1 as tf
-
-    import efl
-
-    def record_batches(model: Any) -> Any:
-        dataio = efl.data.FederalDataIO(
-            f"{data}/{role}_train", BATCH, model.communicator, model.federal_role, 0, 1,
-            num_epochs=EPOCHS, data_mode="local", drop_remainder=True,
-        )  # fmt: skip
-        dataio.fixedlen_feature("sample_id", 1, dtype=tf.int64)
-        dataio.fixedlen_feature("feature", HALF, dtype=tf.float32)
-        dataio.fixedlen_feature("label", 1, dtype=tf.float32)
-        features = dataio.read()
-        model.add_hooks([dataio.get_hook()])
-        return features
-
-    def input_fn(model: Any, mode: Any) -> Any:
-        features = memory_batches(data, role) if size == "memory" else record_batches(model)
-        columns = {
-            "label": [tf.feature_column.numeric_column("label", 1)],
-            "emb": [tf.feature_column.numeric_column("feature", HALF)],
-        }
-        return efl.FederalSample(features, columns, model.federal_role, model.communicator, sample_id_name="sample_id")
-
-    def loss_fn(model: Any, sample: Any) -> Any:
-        hidden = fc1 = bottom(sample["emb"], size, 1 if role == "leader" else 3)
-        if role == "leader":
-            f_fc1 = model.recv("fc1", dtype=tf.float32, require_grad=True)
-            hidden = tf.concat([fc1, tf.reshape(f_fc1, [-1, 128])], axis=-1)
-        else:
-            model.send("fc1", fc1, require_grad=True)
-        loss, accuracy = head(hidden, sample["label"], 2 if role == "leader" else 4)
-        model.add_metric("accuracy", accuracy)
-        return loss
-
-    address = f"localhost:{port}"
-    model = efl.FederalModel(federal_role=role, local_addr=address, peer_addr=address)
-    model.input_fn(input_fn).loss_fn(loss_fn)
-    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
-    model.compile()
-    serve_model(model)
-
-
-# ---- the measurement -----------------------------------------------------------------------------------
 
 
 class Program:
@@ -244,9 +51,10 @@ class Program:
         environ = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
         self._logs = [tempfile.TemporaryFile("w+") for _ in kinds]  # noqa: SIM115 - as long as the processes
+        program = str(ROOT / "benchmarks" / "_mnist_programs.py")
         self._processes = [
             subprocess.Popen(
-                [sys.executable, __file__, "--program", kind, "--data", str(data), "--size", size, "--port", port],
+                [sys.executable, program, kind, "--data", str(data), "--size", size, "--port", port],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environ,
             )
             for kind, log in zip(kinds, self._logs, strict=True)
@@ -408,12 +216,12 @@ def make_data(data: Path | None, out: Path) -> str:
     return f"{len(labels)} images of {'MNIST' if data is not None else 'scikit-learn, enlarged'}"
 
 
-def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -> dict[str, Any]:
-    """Prints the tables; returns the numbers of the last line."""
+def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -> tuple[dict[str, Any], str]:
+    """Prints the tables; returns the numbers of the last line, and what was printed."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=110)
+    console = Console(width=110, record=True)
     console.print(f"{data}, batch {BATCH}, medians of {rounds} interleaved rounds")
     table = Table()
     for heading in ("network", "program", "steps/s", "ms/step", "times bare"):
@@ -440,7 +248,7 @@ def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -
     def times(size: str, name: str) -> float:
         return round(ratio(measured[size][name], measured[size]["bare"]), 3)
 
-    return {
+    numbers = {
         "benchmark": "mnist_split",
         "ratio": times("small", "federated"),
         "ratio_memory": times("memory", "federated"),
@@ -454,6 +262,20 @@ def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -
         "rounds": rounds,
         "data": data,
     }
+    return numbers, console.export_text()
+
+
+def record(path: Path, printed: str, last_line: str) -> None:
+    """Writes what was printed, with the command and the machine, as Markdown."""
+    from importlib.metadata import version
+
+    versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "grpcio", "numpy"))
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
+    arguments = ["DIR" if before == "--data" else after for before, after in zip(["", *sys.argv[1:]], sys.argv[1:])]
+    command = " ".join(["python", "benchmarks/mnist_split.py", *arguments])
+    text = f"# mnist_split\n\n`{command}` on {machine}\n\n```\n{printed.rstrip()}\n{last_line}\n```\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def main() -> None:
@@ -461,20 +283,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
     parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
-    parser.add_argument("--program", choices=["bare", "model", "leader", "follower"], help=argparse.SUPPRESS)
-    parser.add_argument("--size", default="small", choices=list(SIZES), help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    if options.program:
-        os.dup2(1, _ANSWERS)
-        os.dup2(2, 1)
-    if options.program in ("bare", "model"):
-        {"bare": run_bare, "model": run_model}[options.program](options.data, options.size)
-        return
-    if options.program:
-        run_party(options.program, options.data, options.size, options.port)
-        return
     rounds, steps = (3, 60) if options.quick else (11, 400)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryDirectory() as folder:
@@ -483,7 +294,10 @@ def main() -> None:
             size: measure(Path(folder), size, names, rounds, max(steps // 8, 20) if size == "large" else steps)
             for size, (_, names) in SIZES.items()
         }
-    print(json.dumps(report(measured, serialise_ms(), data, rounds)))
+    numbers, printed = report(measured, serialise_ms(), data, rounds)
+    print(json.dumps(numbers))
+    if options.record is not None:
+        record(options.record, printed, json.dumps(numbers))
 
 
 if __name__ == "__main__":
