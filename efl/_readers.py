@@ -7,13 +7,14 @@ features to their ``IteratorGetNext``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import attr_value_pb2
 
 from efl._program import Program, ancestors, feature_tensors
+from efl._task_scope import TaskScope
 from efl.errors import DataError
 
 _log = logging.getLogger("efl")
@@ -21,10 +22,11 @@ READERS = "efl_readers"
 _DEPENDENT = ("Placeholder", "VarHandleOp", "Variable", "VariableV2")
 
 
-def forget(session: tf.Session) -> None:
-    """Puts restored positions back to the start: another procedure begins its data anew."""
-    positions = [v for v in tf.global_variables() if v.op.name.startswith("efl_reader/")]
-    session.run(tf.variables_initializer(positions))
+def forget(session: tf.Session, keep: Container[TaskScope]) -> None:
+    """Puts restored positions back to the start, but those of the readers of some scopes."""
+    for reader in tf.get_collection(READERS):
+        if reader.scope not in keep:
+            reader.forget(session)
 
 
 def initialize(session: tf.Session, again: bool = False) -> None:

@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 from efl import _readers
 from efl._checkpoint import CheckpointStore
 from efl._session import HookedSession
-from efl._task_scope import MODE
+from efl._task_scope import MODE, TaskScope
 from efl.communicator import Communicator
 from efl.errors import CheckpointError
 from efl.hooks import Reporter
@@ -211,7 +211,11 @@ class Run:
             model.stage_mgr.restore(state["stage"])
             model.shared_seed = int(state["shared_seed"])
         else:
-            _readers.forget(raw)
+            # Another procedure: training data goes on with the next row unless it had ended, evaluation begins anew.
+            _readers.forget(raw, {TaskScope(MODE.TRAIN, t) for t in model.tasks(MODE.TRAIN)} - self._exhausted(state))
+
+    def _exhausted(self, state: Mapping[str, Any]) -> set[TaskScope]:
+        return {scope for scope in self._model._programs if scope.wire in state["exhausted"]}
 
     def maybe_save(self) -> None:
         """Called after each training step."""
@@ -235,6 +239,7 @@ class Run:
         state = {
             "steps_trained": model.steps_trained,
             "scopes": {s.wire: model._pace.scope(s.wire).step for s in model._programs},
+            "exhausted": [s.wire for s, program in model._programs.items() if program.exhausted],
             "stage": model.stage_mgr.state(),
             "procedure": self._procedure.describe(),
             "shared_seed": model.shared_seed,

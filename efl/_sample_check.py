@@ -11,14 +11,17 @@ where the ids themselves must not be guessed at.
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 DIGEST_BYTES = 16
 ROW_DIGEST_BYTES = 8
+_ROWS_LIMIT = 60_000  # row digests in one control message: under 1 MiB as base64
 
 
 def derive_key(nonces: Iterable[bytes]) -> bytes:
@@ -77,9 +80,85 @@ class Batch:
         ]
 
 
+class IdLedger:
+    """What is known about the sample ids of one scope's recent steps, on both sides. Not thread-safe.
+
+    Attributes:
+      blocks: Names behind the block indices of this party's rows.
+      disputed: The step whose ids differ, once that is known.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: Sequence[str] = ()
+        self.disputed: int | None = None
+        self._batches: dict[int, Batch] = {}
+        self._mine: dict[int, bytes] = {}
+        self._peers: dict[int, bytes] = {}
+        self._told = 0
+
+    def note(self, step: int, batch: Batch, digest: bytes) -> None:
+        """Takes this party's batch of a step, and its digest."""
+        self._batches[step], self._mine[step] = batch, digest
+
+    def hear(self, step: int, digest: bytes) -> None:
+        """Takes the peer's digest of a step."""
+        self._peers[step] = digest
+
+    def agrees(self, step: int) -> bool:
+        """False where both digests of a step are known and differ."""
+        mine, peers = self._mine.get(step), self._peers.get(step)
+        return mine is None or peers is None or mine == peers
+
+    def to_tell(self, step: int) -> bytes:
+        """This party's digest of a step, once; ``b""`` where there is none or it was told."""
+        digest = b"" if self._told == step else self._mine.get(step, b"")
+        if digest:
+            self._told = step
+        return digest
+
+    def rows(self, step: int, key: bytes) -> dict[str, Any] | None:
+        """Row digests of a step as the body of a control message; None where the step is not held."""
+        batch = self._batches.get(step)
+        if batch is None:
+            return None
+        rows = b"".join(batch.row_digests(key, _ROWS_LIMIT))
+        return {"size": batch.size, "rows": base64.b64encode(rows).decode()}
+
+    def verdict(self, step: int, key: bytes, body: Mapping[str, Any], role: str, peer_role: str) -> str:
+        """In words, where this party's batch differs from the one whose :meth:`rows` the peer sent.
+
+        Raises:
+          KeyError, TypeError, ValueError: ``body`` is malformed.
+        """
+        raw, size = base64.b64decode(body["rows"], validate=True), int(body["size"])
+        batch = self._batches[step]
+        theirs = [raw[i : i + ROW_DIGEST_BYTES] for i in range(0, len(raw), ROW_DIGEST_BYTES)]
+        index = first_difference(batch.row_digests(key, _ROWS_LIMIT), theirs)
+        if index is None:
+            where = "the first difference is beyond the rows that were compared"
+        else:
+            where = f"the first difference is in row {index} of the batch{self._origin(batch, index, role)}"
+        if size == batch.size:
+            return where
+        return f"{role}'s batch has {batch.size} rows, {peer_role}'s {size}; {where}"
+
+    def forget(self, before: int) -> None:
+        """Drops steps below ``before``."""
+        for memory in (self._batches, self._mine, self._peers):
+            for step in [s for s in memory if s < before]:
+                del memory[step]
+
+    def _origin(self, batch: Batch, index: int, role: str) -> str:
+        if batch.block is None or batch.row is None or index >= batch.size:
+            return ""
+        block = int(batch.block.reshape(-1)[index])
+        name = self.blocks[block] if 0 <= block < len(self.blocks) else f"number {block}"
+        return f" (at {role}: block {name}, row {int(batch.row.reshape(-1)[index])} of it)"
+
+
 def first_difference(mine: list[bytes], peer: list[bytes]) -> int | None:
     """Index of the first row whose digests differ (or that only one side has); None where all are equal."""
-    for index, (a, b) in enumerate(zip(mine, peer)):
+    for index, (a, b) in enumerate(zip(mine, peer, strict=False)):
         if a != b:
             return index
     return None if len(mine) == len(peer) else min(len(mine), len(peer))

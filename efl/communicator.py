@@ -190,7 +190,7 @@ class Communicator:
 
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""
-        self.exchange.scope(current_task_scope().wire).blocks = tuple(names)
+        self.exchange.scope(current_task_scope().wire).ids.blocks = tuple(names)
 
     def send_reader_state(self, name: str, block_id: Any, sample_index: Any) -> tf.Operation:
         """Makes an op that tells the peer where a reader of that name reads next (usually the leader's).
@@ -399,7 +399,7 @@ class Communicator:
         except Disputed:
             raise  # the parties are finding out which row differs; the conversation fails with the result
         except EflError as error:
-            self.exchange.fail(error)
+            self.exchange.fail(error, abort=False)
             raise
 
     def _register(

@@ -66,6 +66,10 @@ class ReaderGraph:
         """Name of the position variable, as in checkpoints."""
         return str(self._position.op.name)
 
+    def forget(self, sess: tf.Session) -> None:
+        """Puts the position back to its initial value."""
+        sess.run(self._position.initializer)
+
     def prepare(self, sess: tf.Session) -> None:
         """Initialises those of the reader's variables that are not initialised yet."""
         variables, initialised = (self._position, self._running), sess.run(self._initialised)

@@ -240,6 +240,10 @@ class DataIO:
         if not self._read_graph().started(sess):
             self._begin(sess, again=False)
 
+    def forget(self, sess: tf.Session) -> None:
+        """Forgets a restored position: the next :meth:`initialize_iter` or :meth:`resume` begins at the start."""
+        self._read_graph().forget(sess)
+
     def resume(self, sess: tf.Session) -> None:
         """Goes on where the position variable says, also in a session that read before: weights were restored."""
         self._read_graph().prepare(sess)

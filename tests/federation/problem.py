@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 
-import efl  # noqa: F401 - puts TensorFlow into graph mode
+import efl
+
 import tensorflow.compat.v1 as tf  # isort: skip
 
 ROWS, BATCH = 96, 16

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import efl  # noqa: F401
+
 import tensorflow.compat.v1 as tf  # isort: skip
 from tests.federation import problem
 from tests.federation.harness import assert_same_weights, run_both
@@ -316,9 +317,9 @@ def test_the_same_exchange_under_many_random_delays(tmp_path):
 
     delays = textwrap.dedent(delays)
     many = "model.compile().fit(efl.procedure_fn.train(max_step=10))"
-    edit = f"""model.compile()
-starts = {{v.op.name: start_value(v.op.name.split('/')[0], tuple(v.shape.as_list())) if 'kernel' in v.op.name
-          else np.zeros(v.shape.as_list(), np.float32) for v in tf.trainable_variables()}}
+    edit = """model.compile()
+starts = {v.op.name: start_value(v.op.name.split('/')[0], tuple(v.shape.as_list())) if 'kernel' in v.op.name
+          else np.zeros(v.shape.as_list(), np.float32) for v in tf.trainable_variables()}
 runs = []
 for _ in range(150):
     model.set_weights(starts)

@@ -5,7 +5,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 
-import efl  # noqa: F401 - puts TensorFlow into graph mode
+import efl
+
 import tensorflow.compat.v1 as tf  # isort: skip
 
 

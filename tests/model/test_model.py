@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import efl
+
 import tensorflow.compat.v1 as tf  # isort: skip
 from efl.errors import ConfigError, ModelError, NonFiniteLoss
 
