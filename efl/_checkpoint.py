@@ -1,8 +1,8 @@
 """Checkpoints of one party: a folder per step, written beside and renamed, so that it is whole or absent.
 
 ``<checkpoint_dir>/<role>/<task_index>/step-0000000100/`` holds the saver's files (``model.*``) and ``state.json`` (step
-counters, stage, procedure, and a SHA-256 of every file, so that a torn or changed checkpoint is recognised and skipped).
-The graph is not written: one-shot iterators hold their data as constants in it.
+counters, stage, procedure, and a SHA-256 of every file, so that a torn or changed checkpoint is recognised and
+skipped). The graph is not written: one-shot iterators hold their data as constants in it.
 """
 
 from __future__ import annotations

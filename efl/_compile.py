@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl import _gradients as gradients
+from efl._graph import as_graph_tensor
 from efl._program import Metric, Program, as_metrics
 from efl._task_scope import MODE, TaskScope, task_scope
 from efl._tensorflow import reference_variables
-from efl.communicator import as_graph_tensor
 from efl.errors import ModelError
 from efl.sample import Sample
 
@@ -47,8 +47,8 @@ def compile_model(model: Model) -> None:
     refs = reference_variables(tf.get_default_graph())
     if refs:
         raise ModelError(
-            f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); write "
-            "tf.enable_resource_variables() after it, before the first variable is made"
+            f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); "
+            "write tf.enable_resource_variables() after it, before the first variable is made"
         )
 
 
@@ -70,8 +70,8 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
     variables = list(dict.fromkeys(v for held, _ in assignments.values() for v in held))
     if assignments and loss is None and not sent:
         raise ModelError(
-            f"loss_fn of {name} returned no loss of its own, and no send requires a gradient: nothing would train. Return a "
-            "loss, or send with require_grad=True"
+            f"loss_fn of {name} returned no loss of its own, and no send requires a gradient: nothing would train. "
+            "Return a loss, or send with require_grad=True"
         )
     derived = gradients.differentiate(loss, sent, variables, [tensor for _, tensor in received])
     model._return_gradients(scope, derived.received)
@@ -89,12 +89,14 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
         pairs = [(g, v) for g, v in pairs if g is not None]
         if not pairs:
             raise ModelError(
-                f"{type(optimizer).__name__} of {name}{f' for scope {where}' if where else ''} has nothing to train: the "
-                f"objective depends on none of {', '.join(v.op.name for v in held) or 'its variables (there are none)'}"
+                f"{type(optimizer).__name__} of {name}{f' for scope {where}' if where else ''} has nothing to train: "
+                "the objective depends on none of "
+                f"{', '.join(v.op.name for v in held) or 'its variables (there are none)'}"
             )
         program.optimizers[optimizer] = ([v for _, v in pairs], where)
         updates.append((optimizer, pairs))
-    # Everything that reads a variable in this step is in the gate, so no update can run ahead of a reader of the old value.
+    # Everything that reads a variable in this step is in the gate, so no update can run ahead of a reader of the old
+    # value.
     with tf.control_dependencies(gate):
         applied = [optimizer.apply_gradients(pairs) for optimizer, pairs in updates]
         applied.append(tf.no_op())
@@ -113,8 +115,9 @@ def _compile_evaluation(model: Model, scope: TaskScope, name: str) -> None:
     made = [v.op.name for v in tf.trainable_variables() if v not in before]
     if made and model._loss_fns:
         raise ModelError(
-            f"eval_fn of {name} made trainable variables that no loss trains: {', '.join(made)}. Evaluation would run on fresh "
-            "weights: build the model under tf.variable_scope(…, reuse=tf.AUTO_REUSE), with the same name in loss_fn"
+            f"eval_fn of {name} made trainable variables that no loss trains: {', '.join(made)}. Evaluation would run "
+            "on fresh weights: build the model under tf.variable_scope(…, reuse=tf.AUTO_REUSE), with the same name in "
+            "loss_fn"
         )
     metrics = as_metrics(returned, f"eval_fn of {name}")
     known = [part for m in program.metrics.values() for part in (m.value, m.update)]
@@ -180,8 +183,8 @@ def _assignments(model: Model, scope: TaskScope, name: str) -> dict[Any, tuple[l
     returned = _call(function, f"optimizer_fn of {name}", model, scope.task)
     if not isinstance(returned, Mapping):
         raise ModelError(
-            f"optimizer_fn of {name} returned a {type(returned).__name__}: expected {{optimizer: (variables, scope)}}, as "
-            "efl.optimizer_fn.optimizer_setter makes it"
+            f"optimizer_fn of {name} returned a {type(returned).__name__}: expected {{optimizer: (variables, scope)}}, "
+            "as efl.optimizer_fn.optimizer_setter makes it"
         )
     result = {}
     for optimizer, assigned in returned.items():

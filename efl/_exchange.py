@@ -6,8 +6,8 @@ task) it counts steps, decides which arriving message belongs to which step, car
 remembers why the run failed. ``docs/architecture/core.md`` tells the story in order.
 
 Two locks, taken in this order. ``_delivery`` is held while something is handed to a sink, which runs a kernel and so
-needs a thread of TensorFlow's pool; only the channel's threads and the step loop take it. ``_lock`` guards the state and
-is the only one that code inside a kernel takes: a pool whose threads all waited for a delivery would never deliver.
+needs a thread of TensorFlow's pool; only the channel's threads and the step loop take it. ``_lock`` guards the state
+and is the only one that code inside a kernel takes: a pool whose threads all waited for a delivery would never deliver.
 """
 
 from __future__ import annotations
@@ -354,7 +354,9 @@ class Exchange:
         wire, step = body.get("scope"), body.get("step")
         scope = self._scopes.get(wire) if isinstance(wire, str) else None
         if scope is None or not isinstance(step, int) or isinstance(step, bool) or step < 1:
-            self.fail(ProtocolError(f"{self.peer_role} sent a control message for an unknown scope or step: {body!r:.200}"))
+            self.fail(
+                ProtocolError(f"{self.peer_role} sent a control message for an unknown scope or step: {body!r:.200}")
+            )
             return None, 0
         return scope, step
 
@@ -404,14 +406,16 @@ class Exchange:
             except (KeyError, TypeError, ValueError):
                 where = None
         if answer is None or where is None:
-            self.fail(ProtocolError(f"{self.peer_role} sent row digests that cannot be for step {step} of {scope.wire}"))
+            self.fail(
+                ProtocolError(f"{self.peer_role} sent row digests that cannot be for step {step} of {scope.wire}")
+            )
             return
         if not told:
             self._control("rows", {**answer, "scope": scope.wire, "step": step})
         self.fail(
             SampleMismatch(
-                f"{self._differ(scope, step)}: {where}. Both parties must read the same rows in the same order: compare "
-                "the files of this block on both sides"
+                f"{self._differ(scope, step)}: {where}. Both parties must read the same rows in the same order: "
+                "compare the files of this block on both sides"
             )
         )
 

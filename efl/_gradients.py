@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ConfigError, ModelError
 
-Gradient = Union[tf.Tensor, tf.IndexedSlices, None]
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 REDUCTIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {"mean": tf.reduce_mean, "sum": tf.reduce_sum}
 BACKEND_MODES = ("noise", "unnoise")
 

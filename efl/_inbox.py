@@ -1,8 +1,8 @@
 """The receiving end of one tensor inside a graph: a queue that the channel's reading thread feeds.
 
-``FIFOQueue.dequeue`` is an asynchronous kernel: a receive that waits holds no thread of TensorFlow's pool, so any number
-of receives work with one inter-op thread. Each element carries a flag beside the tensor; an element whose flag is
-cleared makes an Assert fail, which aborts the step that waits for it and leaves queue and session usable.
+``FIFOQueue.dequeue`` is an asynchronous kernel: a receive that waits holds no thread of TensorFlow's pool, so any
+number of receives work with one inter-op thread. Each element carries a flag beside the tensor; an element whose flag
+is cleared makes an Assert fail, which aborts the step that waits for it and leaves queue and session usable.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class Inbox:
       after: Ops that must have run before the receive.
     """
 
-    def __init__(
-        self, name: str, dtype: tf.DType, shape: tf.TensorShape, after: Sequence[tf.Operation] = ()
-    ) -> None:
+    def __init__(self, name: str, dtype: tf.DType, shape: tf.TensorShape, after: Sequence[tf.Operation] = ()) -> None:
         self.name = name
         self.dtype = dtype
         self._np_dtype = np.dtype(object) if dtype == tf.string else np.dtype(dtype.as_numpy_dtype)

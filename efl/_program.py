@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
+from efl._graph import as_graph_tensor
 from efl._task_scope import TaskScope
-from efl.communicator import as_graph_tensor
 from efl.errors import ModelError
 
 # Ops whose output does not change when they are run again after the step, or changes only with the variables.
@@ -170,5 +170,6 @@ def as_metrics(returned: Any, where: str) -> list[Any]:
     if isinstance(returned, (tf.Tensor, tf.Operation)) or hasattr(returned, "dtype"):
         return [returned]
     raise ModelError(
-        f"{where} returned a {type(returned).__name__}: expected a tensor, a (value, update_op) pair, a list of these, or None"
+        f"{where} returned a {type(returned).__name__}: expected a tensor, a (value, update_op) pair, a list of these, "
+        "or None"
     )

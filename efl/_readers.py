@@ -72,8 +72,8 @@ def restart(session: tf.Session, program: Program) -> None:
         op = _restart_op(session.graph, handle)
         if op is None:
             _log.warning(
-                "%s: the data of this task and mode ended, and its iterator %s cannot be started over (its data set is fed); "
-                "further runs will find no data",
+                "%s: the data of this task and mode ended, and its iterator %s cannot be started over (its data set is "
+                "fed); further runs will find no data",
                 program.scope,
                 handle.name,
             )

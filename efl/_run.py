@@ -119,8 +119,8 @@ class Run:
             restore = self._common(mine, peer)
         if restore is None and not self._procedure.trains and self._store is not None and not self._is_warm:
             raise CheckpointError(
-                f"{self._procedure.describe()} evaluates a checkpoint, and {self._store.folder} holds none; train first, or "
-                "leave checkpoint_dir out to evaluate initial weights"
+                f"{self._procedure.describe()} evaluates a checkpoint, and {self._store.folder} holds none; train "
+                "first, or leave checkpoint_dir out to evaluate initial weights"
             )
         return restore
 
@@ -140,13 +140,13 @@ class Run:
             return common[-1]
         if mine or theirs:
             raise CheckpointError(
-                f"the parties hold no checkpoint of the same step: {role} has {mine or 'none'}, {other} has {theirs or 'none'}; "
-                "give both the checkpoint_dir of one run, or both an empty one"
+                f"the parties hold no checkpoint of the same step: {role} has {mine or 'none'}, {other} has "
+                f"{theirs or 'none'}; give both the checkpoint_dir of one run, or both an empty one"
             )
         if int(peer.get("steps_trained", 0)) != self._model.steps_trained:
             raise CheckpointError(
-                f"{role} has trained {self._model.steps_trained} steps and {other} {peer.get('steps_trained')}: a party was "
-                "restarted without a checkpoint; restart both, or train with checkpoint_dir"
+                f"{role} has trained {self._model.steps_trained} steps and {other} {peer.get('steps_trained')}: a "
+                "party was restarted without a checkpoint; restart both, or train with checkpoint_dir"
             )
         return None
 
@@ -201,7 +201,8 @@ class Run:
             self._saver.restore(raw, self._store.prefix(step))
         except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._store.folder} is of another model: {error.message.splitlines()[0]}"
+                f"the checkpoint of step {step} in {self._store.folder} is of another model: "
+                f"{error.message.splitlines()[0]}"
             ) from None
         state = self._store.state(step)
         model.steps_trained = self._saved = int(state["steps_trained"])

@@ -4,9 +4,9 @@ Each side turns the sample ids of a batch into bytes in one canonical form, and 
 bytes). The key is fresh for every run and made of a nonce of each party, so digests of different runs cannot be
 compared. Only after a mismatch are digests of single rows (8 bytes each) exchanged, once, to name the first difference.
 
-What a peer learns: whether the batches are equal; after a mismatch also which of *its own* ids stand in which rows. Both
-parties know the key, so a peer who can guess an id can check the guess against a row digest. Use aliases as sample ids
-where the ids themselves must not be guessed at.
+What a peer learns: whether the batches are equal; after a mismatch also which of *its own* ids stand in which rows.
+Both parties know the key, so a peer who can guess an id can check the guess against a row digest. Use aliases as sample
+ids where the ids themselves must not be guessed at.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A session with hooks that never recovers by itself.
 
-``tf.train.MonitoredSession`` recreates itself after some errors and ends *as if successful* after others; in a federation
-either one hangs or misleads the peer. This one runs the same ``SessionRunHook`` protocol over a plain ``tf.Session`` and lets
-every error through. A set of fetches that is run again and again (a training step) becomes one cached callable.
+``tf.train.MonitoredSession`` recreates itself after some errors and ends *as if successful* after others; in a
+federation either one hangs or misleads the peer. This one runs the same ``SessionRunHook`` protocol over a plain
+``tf.Session`` and lets every error through. A set of fetches that is run again and again (a training step) becomes one
+cached callable.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from tensorflow.core.protobuf import config_pb2
 def compile_call(
     session: tf.Session, fetches: Sequence[Any], feeds: Sequence[tf.Tensor] = ()
 ) -> Callable[..., list[Any]]:
-    """A callable that runs fixed fetches with arrays for fixed feeds, in order; result: one value per fetch, None for an op.
+    """A callable that runs fixed fetches with arrays for fixed feeds, in order.
+
+    Its result has one value per fetch, None for an op.
 
     ``Session.make_callable`` takes the slow way through ``run`` as soon as there are feeds (0.2 ms for one array); the
     callable that both stand on has no public name.

@@ -1,8 +1,8 @@
 """Send and receive inside a TensorFlow graph.
 
-A :class:`Communicator` turns a channel to the peer into graph ops. A send is a non-blocking ``numpy_function``; a receive
-is the dequeue of an :class:`~efl._inbox.Inbox`, which holds no thread while it waits. :class:`~efl.FederalModel` owns one
-and drives it; used by itself, a session with :attr:`Communicator.hook` does:
+A :class:`Communicator` turns a channel to the peer into graph ops. A send is a non-blocking ``numpy_function``; a
+receive is the dequeue of an :class:`~efl._inbox.Inbox`, which holds no thread while it waits.
+:class:`~efl.FederalModel` owns one and drives it; used by itself, a session with :attr:`Communicator.hook` does:
 
     comm = efl.Communicator("leader", peer_addr="", local_addr="localhost:50051")
     x = tf.reshape(comm.recv("x"), [-1, 8])
@@ -10,25 +10,29 @@ and drives it; used by itself, a session with :attr:`Communicator.hook` does:
     with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
         sess.run(done)
 
-What a peer learns: every tensor that is sent to it, when each step happens, and the names, dtypes and static shapes of the
-exchange (handshake).
+What a peer learns: every tensor that is sent to it, when each step happens, and the names, dtypes and static shapes of
+the exchange (handshake).
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from efl import _sample_check as sample_check
 from efl._exchange import Disputed, Exchange, Scope
+from efl._graph import as_graph_tensor, call_python, op_name, raw_session
 from efl._inbox import Inbox
 from efl._task_scope import TaskScope, current_task_scope
 from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError
 from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
+
+if TYPE_CHECKING:
+    from efl.hooks.communicator_hook import CommunicatorHook
 
 ROLES = ("leader", "follower")
 _PEER = {"leader": "follower", "follower": "leader"}
@@ -124,7 +128,7 @@ class Communicator:
             self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array)))
 
         with tf.control_dependencies(self._after_ids(scope)):
-            return _call(push, [tensor], _op_name("efl_send", wire))
+            return call_python(push, [tensor], op_name("efl_send", wire))
 
     def recv(
         self,
@@ -186,7 +190,7 @@ class Communicator:
             self._guarded(lambda: self.exchange.note_batch(state, batch))
 
         columns = [ids] if block is None or row is None else [ids, block, row]
-        self._ids_noted[scope] = _call(note, columns, _op_name("efl_sample_ids", scope.wire))
+        self._ids_noted[scope] = call_python(note, columns, op_name("efl_sample_ids", scope.wire))
 
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""
@@ -233,7 +237,7 @@ class Communicator:
             step = self._reader_steps[wire] = self._reader_steps.get(wire, 0) + 1
             self._guarded(lambda: self._connected().send(wire, step, np.asarray(array)))
 
-        return _call(push, [state], _op_name("efl_reader", wire))
+        return call_python(push, [state], op_name("efl_reader", wire))
 
     def add_step(self) -> tf.Operation:
         """Makes an op that ends the current step of the communicator's own scope and begins the next.
@@ -246,12 +250,14 @@ class Communicator:
             self.exchange.complete(scope)
             self.exchange.begin(scope)
 
-        return _call(advance, [], "efl_add_step")
+        return call_python(advance, [], "efl_add_step")
 
     @property
     def hook(self) -> CommunicatorHook:
         """A ``SessionRunHook`` that connects, counts steps and shuts down. :class:`~efl.FederalModel` needs none."""
         if self._hook is None:
+            from efl.hooks.communicator_hook import CommunicatorHook  # which imports this module
+
             self._hook = CommunicatorHook(self)
         return self._hook
 
@@ -310,7 +316,10 @@ class Communicator:
         return peer.facts
 
     def initialize(self, sess: tf.Session) -> None:
-        """Connects if that was not done yet, and binds the receiving ends to a session. Call it after all ops are made."""
+        """Connects if that was not done yet, and binds the receiving ends to a session.
+
+        Call it after all ops are made.
+        """
         if self._channel is None:
             self.connect()
         session = raw_session(sess)
@@ -432,76 +441,3 @@ class Communicator:
             scope.task or "",
         )
         return wire
-
-
-class CommunicatorHook(tf.train.SessionRunHook):
-    """Connects a stand-alone :class:`Communicator` to a session: initialize, count steps, shut down."""
-
-    def __init__(self, communicator: Communicator) -> None:
-        self._communicator = communicator
-        self._scope = communicator.exchange.scope(TaskScope().wire)
-
-    def after_create_session(self, session: tf.Session, coord: tf.train.Coordinator) -> None:
-        """Connects and binds the receiving ends."""
-        self._communicator.initialize(session)
-
-    def before_run(self, run_context: tf.train.SessionRunContext) -> None:
-        """Begins a step."""
-        self._communicator.exchange.begin(self._scope)
-
-    def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
-        """Ends the step."""
-        self._communicator.exchange.complete(self._scope)
-
-    def end(self, session: tf.Session) -> None:
-        """Raises what ended the conversation, if it failed; says goodbye otherwise."""
-        exchange = self._communicator.exchange
-        try:
-            exchange.check()
-        finally:
-            self._communicator.shutdown(session)
-
-
-def as_graph_tensor(value: Any, what: str) -> tf.Tensor:
-    """``value`` as a dense tensor of the current graph.
-
-    Raises:
-      ModelError: An eager tensor, a sparse tensor, or nothing that makes a tensor.
-    """
-    if isinstance(value, (tf.SparseTensor, tf.IndexedSlices)):
-        raise ModelError(f"{what}: expected a dense tensor, got {type(value).__name__}; make it dense first")
-    if isinstance(value, tf.Tensor) and not hasattr(value, "graph"):
-        raise eager_error(what)
-    try:
-        tensor = tf.convert_to_tensor(value)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{what}: expected a tensor, got {type(value).__name__} ({error})") from None
-    if not hasattr(tensor, "graph"):
-        raise eager_error(what)
-    return tensor
-
-
-def eager_error(what: str) -> ModelError:
-    """The error for an eager tensor that reached a graph."""
-    return ModelError(
-        f"{what}: got an eager tensor; efl builds graphs. Import efl before the first tensor is made (and leave "
-        "EFL_KEEP_EAGER unset), or call tf.compat.v1.disable_eager_execution() at the top of the script"
-    )
-
-
-def raw_session(sess: Any) -> tf.Session:
-    """The plain ``tf.Session`` inside a monitored one."""
-    inner = getattr(sess, "raw_session", None)
-    if callable(inner):
-        return inner()
-    inner = getattr(sess, "_tf_sess", None)  # MonitoredSession has no public way
-    return inner() if callable(inner) else sess
-
-
-def _call(function: Callable[..., None], inputs: list[tf.Tensor], name: str) -> tf.Operation:
-    result = tf.numpy_function(function, inputs, [], name=name)
-    return result if isinstance(result, tf.Operation) else result.op
-
-
-def _op_name(prefix: str, wire: str) -> str:
-    return f"{prefix}/" + "".join(c if c.isalnum() or c in "_/." else "_" for c in wire)

@@ -8,9 +8,10 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from efl._gradients import Sent
+from efl._graph import as_graph_tensor
 from efl._program import feature_tensors
 from efl._task_scope import MODE, TaskScope, current_task_scope
-from efl.communicator import Communicator, as_graph_tensor
+from efl.communicator import Communicator
 from efl.errors import ConfigError, ModelError
 from efl.model import Model
 from efl.settings import Settings
@@ -22,9 +23,9 @@ _TOKEN = "pace"
 class FederalModel(Model):
     """One party's half of a model that two parties train together.
 
-    Sends and receives are made in ``loss_fn`` and ``eval_fn``; both parties compile the same exchange. The leader listens,
-    the follower dials; role and addresses come from arguments, the command line (``--federal_role``, ``--local_addr``,
-    ``--peer_addr``) or the environment (``EFL_…``).
+    Sends and receives are made in ``loss_fn`` and ``eval_fn``; both parties compile the same exchange. The leader
+    listens, the follower dials; role and addresses come from arguments, the command line (``--federal_role``,
+    ``--local_addr``, ``--peer_addr``) or the environment (``EFL_…``).
 
     What the peer learns: every tensor sent to it in every step, the gradients returned to it, names, dtypes and static
     shapes of the exchange, procedure and batch size, when steps happen. Columns and weights stay here.
@@ -61,8 +62,8 @@ class FederalModel(Model):
             settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
         if not settings.federal_role:
             raise ConfigError(
-                "a FederalModel needs a role: start the script with --federal_role=leader or --federal_role=follower, set "
-                "EFL_FEDERAL_ROLE, or pass federal_role="
+                "a FederalModel needs a role: start the script with --federal_role=leader or --federal_role=follower, "
+                "set EFL_FEDERAL_ROLE, or pass federal_role="
             )
         super().__init__(settings=settings)
         limits = (
@@ -98,8 +99,8 @@ class FederalModel(Model):
         Args:
           name: The peer receives it under this name.
           tensor: What to send, dense, of any dtype. The peer sees its values.
-          require_grad: The peer returns the gradient of its objective with respect to the tensor in the same step, and it
-            joins the gradient of this party's own loss. Training only; floating point only.
+          require_grad: The peer returns the gradient of its objective with respect to the tensor in the same step, and
+            it joins the gradient of this party's own loss. Training only; floating point only.
           mode: Default: the scope in which it is called.
           task: Default: the scope in which it is called.
 
@@ -185,8 +186,8 @@ class FederalModel(Model):
         for name, asked, here in (("mode", mode, current.mode), ("task", task, current.task)):
             if asked is not None and current.mode is not None and asked != here:
                 raise ModelError(
-                    f"{what}: {name}={getattr(asked, 'value', asked)} inside {current}: the peer would wait for ever for a "
-                    f"tensor that is made in another {name}; leave {name} out"
+                    f"{what}: {name}={getattr(asked, 'value', asked)} inside {current}: the peer would wait for ever "
+                    f"for a tensor that is made in another {name}; leave {name} out"
                 )
         return TaskScope(mode or current.mode or MODE.TRAIN, task if task is not None else current.task)
 

@@ -20,12 +20,12 @@ import tensorflow.compat.v1 as tf
 
 from efl import _compile, _readers
 from efl._gradients import OptConfig
+from efl._graph import as_graph_tensor
 from efl._pace import Solo
 from efl._program import Metric, Program, ancestors
 from efl._run import Run
 from efl._session import HookedSession
 from efl._task_scope import MODE, TaskScope, current_task_scope
-from efl.communicator import as_graph_tensor
 from efl.errors import ConfigError, ModelError
 from efl.hooks import Reporter
 from efl.settings import Settings
@@ -54,10 +54,10 @@ class Model:
     def __init__(self, seed: int | None = None, settings: Settings | None = None) -> None:
         if tf.executing_eagerly():
             raise ModelError(
-                "TensorFlow is in eager mode and efl builds graphs: import efl before the first tensor is made (and leave "
-                "EFL_KEEP_EAGER unset), or call tf.compat.v1.disable_eager_execution() at the top of the script"
+                "TensorFlow is in eager mode and efl builds graphs: import efl before the first tensor is made (and "
+                "leave EFL_KEEP_EAGER unset), or call tf.compat.v1.disable_eager_execution() at the top of the script"
             )
-        given = {} if seed is None else {"seed": seed}
+        given: dict[str, Any] = {} if seed is None else {"seed": seed}
         self.settings = settings if settings is not None else Settings.load(**given)
         if self.settings.seed is not None:
             # Also Python's and numpy's: Keras draws the seeds of its initializers there.
@@ -91,11 +91,17 @@ class Model:
         return self._define(self._input_fns, input_fn, task, "input_fn")
 
     def loss_fn(self, loss_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
-        """Sets a task's loss: ``loss_fn(model, sample) -> loss``, a scalar or a vector (see ``opt_config`` of compile)."""
+        """Sets a task's loss: ``loss_fn(model, sample) -> loss``.
+
+        The loss is a scalar or a vector (see ``opt_config`` of :meth:`compile`).
+        """
         return self._define(self._loss_fns, loss_fn, task, "loss_fn")
 
     def eval_fn(self, eval_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
-        """Sets a task's evaluation: ``eval_fn(model, sample)`` returns a tensor, a (value, update_op) pair, a list or None."""
+        """Sets a task's evaluation.
+
+        ``eval_fn(model, sample)`` returns a tensor, a (value, update_op) pair, a list or None.
+        """
         return self._define(self._eval_fns, eval_fn, task, "eval_fn")
 
     def optimizer_fn(self, optimizer_fn: Callable[[Model, str | None], Any], task: str | None = None) -> Model:
@@ -110,8 +116,8 @@ class Model:
 
         Args:
           name: Under which it is logged.
-          metric: A tensor, fetched in each step; or a ``(value, update_op)`` pair: the update runs in every step, the value
-            is read after it. Evaluation metrics start afresh at each evaluation.
+          metric: A tensor, fetched in each step; or a ``(value, update_op)`` pair: the update runs in every step, the
+            value is read after it. Evaluation metrics start afresh at each evaluation.
           mode: Default: the scope in which it is called, else TRAIN.
           task: Default: the scope in which it is called.
 
@@ -126,7 +132,9 @@ class Model:
     def add_hooks(
         self, hooks: Sequence[tf.train.SessionRunHook], mode: MODE | None = None, task: str | None = None
     ) -> None:
-        """Adds session hooks that run in one mode of one task only (default: the scope in which it is called, else TRAIN).
+        """Adds session hooks that run in one mode of one task only.
+
+        Without ``mode`` and ``task`` they belong to the scope in which this is called, else to TRAIN.
 
         Raises:
           ModelError: Something in the list is not a ``tf.train.SessionRunHook``.
@@ -222,7 +230,8 @@ class Model:
           checkpoint_dir: Where checkpoints lie (a folder per role below it). The newest is restored; a run of the same
             procedure goes on in the stage and step it was in, another procedure begins with its weights.
           log_dir: Where TensorBoard summaries go; default: below ``checkpoint_dir``, none without one.
-          save_checkpoint_steps: Training steps between two checkpoints, default 1000; one more is saved at each stage's end.
+          save_checkpoint_steps: Training steps between two checkpoints, default 1000; one more is saved at each stage's
+            end.
           keep_checkpoints: How many of the newest are kept, default 5.
           save_graph: Also writes the graph (``graph.pbtxt``) beside the checkpoints.
 

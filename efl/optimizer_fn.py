@@ -48,8 +48,8 @@ def optimizer_setter(opt: tf.train.Optimizer) -> OptimizerFn:
 def scope_optimizer(scope_to_opt: Mapping[str, tf.train.Optimizer]) -> OptimizerFn:
     """One optimizer for each variable scope.
 
-    A variable belongs to the longest of the given scopes that contains it; ``""`` contains all. Variables in none of them
-    are not trained, and a warning names them.
+    A variable belongs to the longest of the given scopes that contains it; ``""`` contains all. Variables in none of
+    them are not trained, and a warning names them.
 
     Args:
       scope_to_opt: Variable scope -> optimizer; an optimizer may serve several scopes.

@@ -3,8 +3,8 @@
     model.fit(efl.procedure_fn.train(max_step=1000))
     model.fit(efl.procedure_fn.train_and_evaluate(train_step=100, eval_step=10, max_iter=5))
 
-A procedure of your own is a function of the model that calls ``model.run_stage``. In a federation both parties must run the
-same procedure; the handshake compares name and arguments, a time limit is the leader's to call.
+A procedure of your own is a function of the model that calls ``model.run_stage``. In a federation both parties must run
+the same procedure; the handshake compares name and arguments, a time limit is the leader's to call.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Procedure:
     trains: bool = True
 
     def __call__(self, model: Model) -> None:
+        """Runs the stages of ``model``."""
         self.body(model)
 
     def describe(self) -> str:
@@ -99,9 +100,9 @@ def train_and_evaluate(
 ) -> Procedure:
     """Trains and evaluates in turn.
 
-    Each iteration trains ``train_step`` steps or ``train_interval`` seconds (whatever comes first; with neither, to the end of
-    the data) and then evaluates likewise. Readers go on where they stopped; an evaluation reader at its end starts over; the
-    end of the training data ends the run, after a last evaluation of what was trained.
+    Each iteration trains ``train_step`` steps or ``train_interval`` seconds (whatever comes first; with neither, to the
+    end of the data) and then evaluates likewise. Readers go on where they stopped; an evaluation reader at its end
+    starts over; the end of the training data ends the run, after a last evaluation of what was trained.
 
     Args:
       train_step: Training steps of an iteration.
@@ -154,9 +155,10 @@ def cotrain(
     max_iter: int | None = None,
     task_select_ratio: Mapping[str, float] | None = None,
 ) -> Procedure:
-    """Trains several tasks by turns: each iteration draws a task, trains it, and evaluates it where it has an ``eval_fn``.
+    """Trains several tasks by turns.
 
-    Both parties draw the same task in each iteration (the draw is a function of the run's shared seed and the iteration).
+    Each iteration draws a task, trains it, and evaluates it where it has an ``eval_fn``. Both parties draw the same
+    task in each iteration (the draw is a function of the run's shared seed and the iteration).
 
     Args:
       train_step: Training steps of an iteration.
@@ -191,11 +193,11 @@ def cotrain(
         known = model.tasks(MODE.TRAIN)
         if not known:
             raise ModelError("cotrain: the model has no task with a loss_fn")
-        ratios = dict(task_select_ratio) if task_select_ratio is not None else {t: 1 / len(known) for t in known}
+        ratios: Mapping[Any, float] = task_select_ratio or {task: 1 / len(known) for task in known}
         unknown = sorted(str(t) for t in set(ratios) - set(known))
         if unknown:
             raise ModelError(f"task_select_ratio names unknown tasks {', '.join(unknown)}; the model has {known!r}")
-        names = sorted(ratios, key=str)
+        names: list[str | None] = sorted(ratios, key=str)
         stages = {
             name: (
                 LoopStage(model.train_op(name), True, train_step),

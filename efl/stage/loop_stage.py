@@ -17,11 +17,12 @@ from efl.stage.stage import Stage
 class LoopStage(Stage):
     """Runs an op again and again: until a number of steps, a time, or the end of the data of either party.
 
-    A loop that stopped at its number of steps or at its time can be run again and goes on with the data where it stopped.
+    A loop that stopped at its number of steps or at its time can be run again and goes on with the data where it
+    stopped.
 
     Args:
-      run_ops: What to run: ``model.train_op(task)``, ``model.eval_op(task)``, or any fetches (then ``is_training`` says in
-        which mode of the default task).
+      run_ops: What to run: ``model.train_op(task)``, ``model.eval_op(task)``, or any fetches (then ``is_training`` says
+        in which mode of the default task).
       is_training: Whether the steps are training steps.
       step: Steps of one run, or None.
       time: Seconds of one run, or None. In a federation the leader's clock decides for both parties.
@@ -93,8 +94,8 @@ class LoopStage(Stage):
             loss = results[1] if program.loss is not None else None
             if loss is not None and not math.isfinite(loss):
                 raise NonFiniteLoss(
-                    f"the loss of {model._who} is {loss} at step {step} of {scope.wire}: lower the learning rate, or look "
-                    "for zeros under a logarithm or a division; weights are those after this step"
+                    f"the loss of {model._who} is {loss} at step {step} of {scope.wire}: lower the learning rate, or "
+                    "look for zeros under a logarithm or a division; weights are those after this step"
                 )
             model._step_done(program)
             report.step(results[1 : 1 + len(program.fetched)], waited)

@@ -77,8 +77,8 @@ class StageManager:
             return None
         if self._resumed_name and self._resumed_name != name:
             raise CheckpointError(
-                f"the checkpoint was in stage {self._resumed_name!r} (number {call}), the procedure is in {name!r}: it has "
-                "changed since; use another checkpoint_dir"
+                f"the checkpoint was in stage {self._resumed_name!r} (number {call}), the procedure is in {name!r}: it "
+                "has changed since; use another checkpoint_dir"
             )
         if self._resumed_name:
             _log.info("going on in stage %s (number %d) after %d steps", name, call, self.steps)

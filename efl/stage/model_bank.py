@@ -27,8 +27,8 @@ class ModelBank(Stage):
 
     Args:
       is_chief: Only the chief worker loads; on others the stage does nothing.
-      config: A dict (its keys are free) or list of entries. ``load`` is a list of shell patterns over variable names, or
-        ``{name in the checkpoint: name in the graph}``; ``exclude`` a list of patterns of graph names; ``path`` a
+      config: A dict (its keys are free) or list of entries. ``load`` is a list of shell patterns over variable names,
+        or ``{name in the checkpoint: name in the graph}``; ``exclude`` a list of patterns of graph names; ``path`` a
         checkpoint prefix or a folder of checkpoints. Variables that the graph does not have are passed over. Where
         several entries give the same variable, the later one wins.
 
@@ -77,7 +77,8 @@ class ModelBank(Stage):
             missing = sorted(old for old in load if old not in shapes)
             if missing:
                 raise CheckpointError(
-                    f"model bank {name!r}: {entry['path']} holds no {', '.join(missing)}; it holds: {', '.join(sorted(shapes))}"
+                    f"model bank {name!r}: {entry['path']} holds no {', '.join(missing)}; it holds: "
+                    f"{', '.join(sorted(shapes))}"
                 )
             pairs = dict(load)
         else:

@@ -49,4 +49,5 @@ class Stage(abc.ABC):
         """Does the stage's work."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls :meth:`run`."""
         return self.run(*args, **kwargs)

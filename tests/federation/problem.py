@@ -1,4 +1,6 @@
-"""A small problem whose columns two parties share, and what they train on it. Imported by the parties' scripts and by the tests.
+"""A small problem whose columns two parties share, and what they train on it.
+
+Imported by the parties' scripts and by the tests.
 
 Every weight is initialised from a fixed array by name, so a federated run and a run in one process begin alike.
 """

@@ -59,7 +59,8 @@ def test_evaluations_start_over_whoever_ends_first(tmp_path, leader_rows, follow
     )
     run_both(tmp_path, code, code)
     for role in ("leader", "follower"):
-        assert [row["batches"] for row in history(tmp_path, role) if row["mode"] == "eval" if row["batches"] == 2] == [2] * 3
+        batches = [row["batches"] for row in history(tmp_path, role) if row["mode"] == "eval" if row["batches"] == 2]
+        assert batches == [2] * 3
     got = {**load(tmp_path / "leader.npz"), **load(tmp_path / "follower.npz")}
     assert_same_weights(got, joint(whole, steps=6))
 
@@ -172,9 +173,7 @@ model.compile()
     run_both(tmp_path, dying, whole_run, expect=(1, 1))
     assert "power cut" not in (tmp_path / "leader.json").read_text() if (tmp_path / "leader.json").exists() else True
     # Its readers are one-shot iterators, whose position does not survive: skip what the six steps took.
-    after = both(procedure, fit=fit).replace(
-        "batch, test = batches(**DATA[ROLE])", "batch, test = batches_after(6)"
-    )
+    after = both(procedure, fit=fit).replace("batch, test = batches(**DATA[ROLE])", "batch, test = batches_after(6)")
     after = AFTER + after
     results = run_both(tmp_path, after, after)
     assert "from the checkpoint of step 6" in results["leader"].output

@@ -263,7 +263,8 @@ def define(task):
 model = efl.FederalModel(seed={seed})
 define('a')
 define('b')
-model.compile().fit(efl.procedure_fn.cotrain(train_step=2, eval_step=1, max_iter=5, task_select_ratio={{'a': 0.5, 'b': 0.5}}),
+ratios = {{'a': 0.5, 'b': 0.5}}
+model.compile().fit(efl.procedure_fn.cotrain(train_step=2, eval_step=1, max_iter=5, task_select_ratio=ratios),
                     log_step=1)
 """
 

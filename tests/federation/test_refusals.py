@@ -37,7 +37,11 @@ def refused(tmp_path, leader, follower, *messages):
             ["train/f", "float64", "float32"],
         ),
         (None, ("max_step=10", "max_step=11"), ["procedure", "train(max_step=10)", "train(max_step=11)"]),
-        (("train(max_step=10)", "train(max_step=10), project_name='other'"), None, ["project_name", "other", "default_prj"]),
+        (
+            ("train(max_step=10)", "train(max_step=10), project_name='other'"),
+            None,
+            ["project_name", "other", "default_prj"],
+        ),
     ],
     ids=["name", "gradient", "shape", "dtype", "procedure", "project"],
 )
@@ -52,7 +56,9 @@ def test_a_different_exchange_is_named_on_both_sides(tmp_path, edit_leader, edit
 def test_two_leaders(tmp_path):
     # Both dial or listen as the role says, so two followers meet nobody and two leaders want one port.
     leader = LEADER.replace("efl.FederalModel()", "efl.FederalModel(connect_timeout=3.0)")
-    second = leader.replace("efl.FederalModel(", "efl.FederalModel(federal_role='leader', local_addr=own_argument('peer_addr'), ")
+    second = leader.replace(
+        "efl.FederalModel(", "efl.FederalModel(federal_role='leader', local_addr=own_argument('peer_addr'), "
+    )
     results = run_both(tmp_path, leader, second, expect=None, timeout=60)
     assert {result.returncode for result in results.values()} == {1}
     text = results["leader"].output + results["follower"].output
@@ -61,26 +67,35 @@ def test_two_leaders(tmp_path):
 
 
 def test_sample_ids_out_of_line(tmp_path):
-    follower = FOLLOWER.replace("batch = batches()", "batch = batches(); x, y, i = batch\n"
-                                "import tests.federation.problem as p\n"
-                                "i = tf.where(tf.equal(i, 100 + 2 * p.BATCH + 3), i + 1, i)\nbatch = (x, y, i)")
+    follower = FOLLOWER.replace(
+        "batch = batches()",
+        "batch = batches(); x, y, i = batch\n"
+        "import tests.federation.problem as p\n"
+        "i = tf.where(tf.equal(i, 100 + 2 * p.BATCH + 3), i + 1, i)\nbatch = (x, y, i)",
+    )
     refused(tmp_path, LEADER, follower, "differ at step 3 of train", "row 3 of the batch")
 
 
 def test_batches_of_different_size(tmp_path):
-    follower = FOLLOWER.replace("batch = batches()", "import tests.federation.problem as p\np.BATCH = 8\nbatch = batches()")
+    follower = FOLLOWER.replace(
+        "batch = batches()", "import tests.federation.problem as p\np.BATCH = 8\nbatch = batches()"
+    )
     refused(tmp_path, LEADER, follower, "differ at step 1 of train", "the first difference is in row 8")
 
 
 def test_one_side_verifies_ids_and_the_other_does_not(tmp_path):
-    follower = FOLLOWER.replace("sample(m, batch, ROLE)", "efl.Sample({'x': batch[0][:, 4:]}, "
-                                "{'x': [tf.feature_column.numeric_column('x', 4)]})")
+    follower = FOLLOWER.replace(
+        "sample(m, batch, ROLE)",
+        "efl.Sample({'x': batch[0][:, 4:]}, {'x': [tf.feature_column.numeric_column('x', 4)]})",
+    )
     refused(tmp_path, LEADER, follower, "train/sample_id")
 
 
 def test_a_loss_that_is_nan_stops_both_and_names_party_and_step(tmp_path):
-    leader = LEADER.replace("    return cross_entropy", "    s_ = tf.cast(m.global_step, tf.float32)\n"
-                            "    return tf.where(s_ < 3.0, 1.0, np.nan) * cross_entropy")
+    leader = LEADER.replace(
+        "    return cross_entropy",
+        "    s_ = tf.cast(m.global_step, tf.float32)\n    return tf.where(s_ < 3.0, 1.0, np.nan) * cross_entropy",
+    )
     results = run_both(tmp_path, leader, FOLLOWER, expect=(1, 1))
     for result in results.values():
         assert "the loss of leader is nan at step 4 of train" in result.output

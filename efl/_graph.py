@@ -1,0 +1,57 @@
+"""Small things that several parts of efl need around a TensorFlow graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+from efl.errors import ModelError
+
+
+def as_graph_tensor(value: Any, what: str) -> tf.Tensor:
+    """``value`` as a dense tensor of the current graph.
+
+    Raises:
+      ModelError: An eager tensor, a sparse tensor, or nothing that makes a tensor.
+    """
+    if isinstance(value, (tf.SparseTensor, tf.IndexedSlices)):
+        raise ModelError(f"{what}: expected a dense tensor, got {type(value).__name__}; make it dense first")
+    if isinstance(value, tf.Tensor) and not hasattr(value, "graph"):
+        raise eager_error(what)
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{what}: expected a tensor, got {type(value).__name__} ({error})") from None
+    if not hasattr(tensor, "graph"):
+        raise eager_error(what)
+    return tensor
+
+
+def eager_error(what: str) -> ModelError:
+    """The error for an eager tensor that reached a graph."""
+    return ModelError(
+        f"{what}: got an eager tensor; efl builds graphs. Import efl before the first tensor is made (and leave "
+        "EFL_KEEP_EAGER unset), or call tf.compat.v1.disable_eager_execution() at the top of the script"
+    )
+
+
+def raw_session(sess: Any) -> tf.Session:
+    """The plain ``tf.Session`` inside a monitored one."""
+    inner = getattr(sess, "raw_session", None)
+    if callable(inner):
+        return inner()
+    inner = getattr(sess, "_tf_sess", None)  # MonitoredSession has no public way
+    return inner() if callable(inner) else sess
+
+
+def call_python(function: Callable[..., None], inputs: list[tf.Tensor], name: str) -> tf.Operation:
+    """An op that calls ``function`` with the values of ``inputs``, as numpy arrays, and gives nothing back."""
+    result = tf.numpy_function(function, inputs, [], name=name)
+    return result if isinstance(result, tf.Operation) else result.op
+
+
+def op_name(prefix: str, wire: str) -> str:
+    """``prefix/wire`` with what TensorFlow allows in the name of an op."""
+    return f"{prefix}/" + "".join(c if c.isalnum() or c in "_/." else "_" for c in wire)
