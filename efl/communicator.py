@@ -29,12 +29,12 @@ from efl._graph import as_graph_tensor, call_python, op_name, raw_session
 from efl._inbox import Inbox
 from efl._task_scope import TaskScope, current_task_scope
 from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError
+from efl.settings import ROLES, check_clear_text
 from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
 
 if TYPE_CHECKING:
     from efl.hooks.communicator_hook import CommunicatorHook
 
-ROLES = ("leader", "follower")
 _PEER = {"leader": "follower", "follower": "leader"}
 _READER_END = b"end"
 
@@ -52,9 +52,10 @@ class Communicator:
       default_timeout_milliseconds: How long a receive may wait while the peer is alive; default 600 000.
       connect_timeout: Seconds to wait for the peer at the start.
       limits: Bounds on what a peer may send.
+      insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
 
     Raises:
-      ConfigError: Unknown role, or the address that the role needs is missing.
+      ConfigError: Unknown role, the address that the role needs is missing, or it is beyond this machine.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Communicator:
         *,
         connect_timeout: float = 600.0,
         limits: Limits | None = None,
+        insecure: bool = False,
     ) -> None:
         if federal_role not in ROLES:
             raise ConfigError(f"federal_role={federal_role!r}: expected 'leader' or 'follower'")
@@ -78,9 +80,13 @@ class Communicator:
         for option_name, count in (
             ("client_thread_num", client_thread_num),
             ("server_thread_num", server_thread_num),
+            ("scanning_interval_milliseconds", scanning_interval_milliseconds),
+            ("default_timeout_milliseconds", default_timeout_milliseconds),
         ):
             if count is not None and count < 1:
                 raise ConfigError(f"{option_name}={count}: expected a positive number or None")
+        self._endpoint = Endpoint(federal_role, address, listen=federal_role == "leader")
+        check_clear_text(federal_role, peer_addr, local_addr, insecure)
         self.federal_role = federal_role
         self.peer_role = _PEER[federal_role]
         self.exchange = Exchange(
@@ -89,7 +95,6 @@ class Communicator:
             timeout=(600_000 if default_timeout_milliseconds is None else default_timeout_milliseconds) / 1000,
             scan_interval=(30_000 if scanning_interval_milliseconds is None else scanning_interval_milliseconds) / 1000,
         )
-        self._endpoint = Endpoint(federal_role, address, listen=federal_role == "leader")
         self._connect_timeout = connect_timeout
         self._limits = limits or Limits()
         self._specs: dict[tuple[str, str], TensorSpec] = {}

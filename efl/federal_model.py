@@ -79,6 +79,7 @@ class FederalModel(Model):
             settings.default_timeout_milliseconds,
             connect_timeout=settings.connect_timeout,
             limits=limits,
+            insecure=settings.insecure,
         )
         self._pace = self._communicator.exchange
         self._send_ops: dict[TaskScope, list[tf.Operation]] = {}

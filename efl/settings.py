@@ -61,18 +61,14 @@ class Settings:
       worker_num: How many workers the party has.
       seed: Makes a whole run reproducible; ``None``: a run differs from the next.
       connect_timeout: Seconds to wait for the peer to appear.
-      peer_timeout: Seconds without any sign of life after which a connected peer counts as lost.
       default_timeout_milliseconds: How long a step waits for a message of a peer that is alive, in milliseconds.
       scanning_interval_milliseconds: Time between two looks at the steps that wait, in milliseconds.
-      client_thread_num: Threads of the dialling side's transport; ``None``: the transport's own choice.
-      server_thread_num: Threads of the listening side's transport; ``None``: the transport's own choice.
+      client_thread_num: Accepted for compatibility: one stream per pair of parties needs no pool of threads.
+      server_thread_num: As ``client_thread_num``.
       save_checkpoint_steps: Train steps between two checkpoints; ``None``: not by steps.
-      save_checkpoint_secs: Seconds between two checkpoints; ``None``: not by time.
       keep_checkpoints: How many checkpoints are kept.
       max_message_bytes: Largest message that is sent or accepted, in bytes; ``None``: the transport's own bound.
       insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
-      share_error_text: Tells the peer the text of an error of this party, which may quote data, and not only its
-        kind.
       my_certs: File of this party's certificate chain (PEM).
       my_key: File of this party's private key (PEM).
       peer_certs: File of the certificates by which the peer is recognised (PEM).
@@ -91,17 +87,14 @@ class Settings:
     worker_num: int = 1
     seed: int | None = None
     connect_timeout: float = 600.0
-    peer_timeout: float = 600.0
     default_timeout_milliseconds: int = 600_000
     scanning_interval_milliseconds: int = 30_000
     client_thread_num: int | None = None
     server_thread_num: int | None = None
     save_checkpoint_steps: int | None = None
-    save_checkpoint_secs: float | None = None
     keep_checkpoints: int = 5
     max_message_bytes: int | None = None
     insecure: bool = False
-    share_error_text: bool = False
     my_certs: str | None = None
     my_key: str | None = None
     peer_certs: str | None = None
@@ -166,16 +159,30 @@ class Settings:
                 "connection yet and will not run in clear text instead; remove them, and connect the machines "
                 "through an encrypted tunnel (ssh -L, WireGuard)"
             )
-        if self.insecure:
-            return
-        for role, name, verb in (("leader", "local_addr", "listen on"), ("follower", "peer_addr", "dial")):
-            address = getattr(self, name)
-            if self.federal_role == role and not _is_loopback(_split_address(address)[0]):
-                raise ConfigError(
-                    f"{name}={address!r}: {role} would {verb} an address beyond this machine in clear text, readable "
-                    "and changeable by everybody on the way; use an encrypted tunnel to a localhost address, or say "
-                    "--insecure (EFL_INSECURE=1) if the network is trusted"
-                )
+        if self.federal_role:
+            check_clear_text(self.federal_role, self.peer_addr, self.local_addr, self.insecure)
+
+
+def check_clear_text(federal_role: str, peer_addr: str, local_addr: str, insecure: bool) -> None:
+    """Refuses clear text beyond this machine unless it was asked for.
+
+    Args:
+      federal_role: ``"leader"`` or ``"follower"``; says which of the addresses is used.
+      peer_addr: ``host:port`` that a follower dials.
+      local_addr: ``host:port`` on which a leader listens.
+      insecure: Whether it was asked for.
+
+    Raises:
+      ConfigError: It was not, and the address is not one of this machine.
+    """
+    leads = federal_role == "leader"
+    name, address, verb = ("local_addr", local_addr, "listen on") if leads else ("peer_addr", peer_addr, "dial")
+    if not insecure and not _is_loopback(_split_address(address)[0]):
+        raise ConfigError(
+            f"{name}={address!r}: {federal_role} would {verb} an address beyond this machine in clear text, readable "
+            "and changeable by everybody on the way; use an encrypted tunnel to a localhost address, or say "
+            "insecure=True (--insecure, EFL_INSECURE=1) if the network is trusted"
+        )
 
 
 def _role(value: Any, source: str) -> str:
@@ -274,17 +281,14 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "worker_num": _integer(1, "a number of workers"),
     "seed": _integer(0, "a seed"),
     "connect_timeout": _seconds,
-    "peer_timeout": _seconds,
     "default_timeout_milliseconds": _integer(1, "a time in milliseconds"),
     "scanning_interval_milliseconds": _integer(1, "a time in milliseconds"),
     "client_thread_num": _integer(1, "a number of threads"),
     "server_thread_num": _integer(1, "a number of threads"),
     "save_checkpoint_steps": _integer(1, "a number of steps"),
-    "save_checkpoint_secs": _seconds,
     "keep_checkpoints": _integer(1, "a number of checkpoints"),
     "max_message_bytes": _integer(1, "a size in bytes"),
     "insecure": _flag,
-    "share_error_text": _flag,
     "my_certs": _text,
     "my_key": _text,
     "peer_certs": _text,

@@ -24,7 +24,7 @@ def test_defaults_run_both_parties_on_one_machine() -> None:
     assert (load().federal_role, load().local_addr, load().peer_addr) == ("", "", "")
     assert load("--federal_role=leader").local_addr == "localhost:50051"
     assert load("--federal_role=follower").peer_addr == "localhost:50051"
-    assert load().connect_timeout == load().peer_timeout == 600
+    assert load().connect_timeout == 600
     assert load().default_timeout_milliseconds == 600_000
     assert load().scanning_interval_milliseconds == 30_000
     assert (load().task_index, load().worker_num, load().keep_checkpoints) == (0, 1, 5)
@@ -93,8 +93,8 @@ def test_settings_cannot_be_changed() -> None:
         ("--worker_num=1.5", "expected a number of workers, a whole number"),
         ("--task_index=2 --worker_num=2", "task_index=2 with worker_num=2: expected an index from 0 to 1"),
         ("--connect_timeout=soon", "--connect_timeout='soon': expected a time in seconds, greater than 0"),
-        ("--peer_timeout=0", "expected a time in seconds, greater than 0"),
-        ("--peer_timeout=nan", "expected a time in seconds, greater than 0"),
+        ("--connect_timeout=0", "expected a time in seconds, greater than 0"),
+        ("--connect_timeout=nan", "expected a time in seconds, greater than 0"),
         ("--insecure=maybe", "--insecure='maybe': expected true or false"),
         ("--seed", "--seed: expected a value, as --seed=VALUE or --seed VALUE"),
         ("--seed --federal_role=leader", "--seed: expected a value"),
