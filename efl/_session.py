@@ -42,6 +42,17 @@ def compile_call(
     return call
 
 
+def default_config() -> tf.ConfigProto:
+    """Session options where the user gives none.
+
+    TensorFlow's idle pool threads spin before they sleep. A party that waits for its peer in the middle of every step
+    would spend a core on that, which the peer, the transport or its own reader could use.
+    """
+    config = tf.ConfigProto()
+    config.experimental.disable_thread_spinning = True
+    return config
+
+
 class HookedSession:
     """A ``tf.Session`` whose runs call the active hooks.
 
@@ -51,7 +62,7 @@ class HookedSession:
     """
 
     def __init__(self, graph: tf.Graph, config: tf.ConfigProto | None = None) -> None:
-        self._session = tf.Session(graph=graph, config=config)
+        self._session = tf.Session(graph=graph, config=default_config() if config is None else config)
         self._coordinator = tf.train.Coordinator()
         self._callables: dict[tuple[int, ...], tuple[tuple[Any, ...], Callable[..., Any]]] = {}
         self._hooks: tuple[tf.train.SessionRunHook, ...] = ()
