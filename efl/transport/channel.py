@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,9 @@ class Channel:
 
         Args:
           name: A tensor of the hello with direction "recv".
-          callback: Called as ``callback(step, array, digest)``, in order, from the thread that reads the
-          stream: it must
-            not wait for the peer. ``array`` may be read-only. The peer may send the next message when it has
-            returned.
+          callback: Called as ``callback(step, array, digest)``, in order, from the thread that reads the stream: it
+            must not wait for the peer. ``array`` may be read-only. The message counts against the window, which bounds
+            how far the peer is ahead, until the callback returns; where it returns False, until :meth:`consumed`.
             If it raises, this party fails (see :meth:`abort`).
 
         Raises:
@@ -76,6 +75,14 @@ class Channel:
         if name in self._talk.tensor_callbacks:
             raise ConfigError(f"subscribe({name!r}): there is a callback for it already")
         self._talk.tensor_callbacks[name] = callback
+
+    def consumed(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Takes messages for which a callback returned False: the peer may send as much again.
+
+        Args:
+          keys: (name, step) of each; one that is taken already is passed over.
+        """
+        self._talk.consumed(keys)
 
     def on_control(self, topic: str, callback: ControlCallback) -> None:
         """Has the control messages of ``topic`` handed to a callback in place of :meth:`recv_control`.
@@ -164,7 +171,7 @@ class Channel:
 
     # ---- tensors
 
-    def send(self, name: str, step: int, array: np.ndarray, digest: bytes = b"") -> None:
+    def send(self, name: str, step: int, array: np.ndarray, digest: bytes = b"", timeout: float | None = None) -> None:
         """Sends a tensor. Returns when it is queued (the array may then be changed); waits only for flow
         control.
 
@@ -173,9 +180,12 @@ class Channel:
           step: Larger than any step of that name before.
           array: Of the agreed dtype and shape.
           digest: Empty, or 16 bytes that travel beside it.
+          timeout: Seconds to wait for flow control, None for ever (the conversation's end ends the wait).
 
         Raises:
           ConfigError: The tensor is not as agreed, or called from a callback while the peer's window is full.
+          DeadlineError: The peer is alive but has not taken enough of what was sent before. After a part of a large
+            tensor has left, nothing else can be sent under its name.
           LinkError: The conversation has ended; PeerLost, PeerClosed, PeerFailed, ProtocolError say how.
         """
         talk = self._talk
@@ -183,6 +193,7 @@ class Channel:
         if link is None or not talk.met:
             raise ConfigError(f"send({name!r}, step={step}): connect() first")
         out = link.prepare(name, int(step), np.asarray(array), digest)
+        limit: float | None = None
         while not out.done:
             with talk.lock:
                 if talk.ended:
@@ -201,9 +212,17 @@ class Channel:
                         "waiting here would stop the thread that reads the peer's credit. Send from another "
                         "thread"
                     )
+                now = time.monotonic()
+                if limit is None and timeout is not None:
+                    limit = now + timeout
+                if limit is not None and now >= limit:
+                    raise DeadlineError(
+                        f"send({name!r}, step={step}): {link.peer_label} has not taken what was sent before within "
+                        f"{timeout:g} s, but is alive: {link.last_heard(now)}. Does it run the same steps?"
+                    )
                 link.starve()
                 talk.flush()
-                talk.wait()
+                talk.wait(None if limit is None else limit - now)
 
     def recv(self, name: str, step: int, timeout: float | None = None) -> np.ndarray:
         """Waits for the tensor ``(name, step)`` and takes it.
@@ -234,7 +253,7 @@ class Channel:
         with talk.lock:
             message = talk.tensors.take(key)
             if message is not None:
-                link.consumed(message)
+                link.consumed(message.nbytes)
                 if link.pending:
                     talk.flush()
                 return message.array

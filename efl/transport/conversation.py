@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from efl.transport.mailbox import Mailbox
 
 logger = logging.getLogger("efl")
 
-TensorCallback = Callable[[int, np.ndarray, bytes], None]
+TensorCallback = Callable[[int, np.ndarray, bytes], bool | None]
 ControlCallback = Callable[[dict[str, Any]], None]
 _Outcome = tuple[stream.Connection | None, EflError | None]
 _HANDSHAKE_SECONDS = 10.0
@@ -60,6 +60,7 @@ class Conversation(stream.Handler):
         self.tensors: Mailbox[Message] = Mailbox()
         self.controls: Mailbox[dict[str, Any]] = Mailbox()
         self.tensor_callbacks: dict[str, TensorCallback] = {}
+        self.kept: dict[tuple[str, int], int] = {}  # what callbacks have, but have not consumed -> its size
         self.control_callbacks: dict[str, ControlCallback] = {}
         self.on_failure: list[Callable[[EflError], None]] = []
         self.on_peer_closed: list[Callable[[str], None]] = []
@@ -192,7 +193,7 @@ class Conversation(stream.Handler):
             if event.name in self.tensor_callbacks:
                 return False
             if self.tensors.deliver((event.name, event.step), event):
-                self.link.consumed(event)
+                self.link.consumed(event.nbytes)
             return True
         if isinstance(event, events.Control):
             self.counts["messages_received"] += 1
@@ -211,11 +212,10 @@ class Conversation(stream.Handler):
         """What is done outside the lock."""
         assert self.link is not None
         if isinstance(event, Message):
-            self._call(self.tensor_callbacks[event.name], event.step, event.array, event.digest)
-            with self.lock:
-                self.link.consumed(event)
-                if self.link.pending:
-                    self.flush()
+            key = (event.name, event.step)
+            self.kept[key] = event.nbytes  # before the callback: another thread may consume it meanwhile
+            if self._call(self.tensor_callbacks[event.name], event.step, event.array, event.digest) is not False:
+                self.consumed([key])
         elif isinstance(event, events.Control):
             self._call(self.control_callbacks[event.topic], event.body)
         elif isinstance(event, events.Goodbye):
@@ -243,14 +243,28 @@ class Conversation(stream.Handler):
             "Make both programs say the same and start them again."
         )
 
-    def _call(self, callback: Callable[..., None], *args: Any) -> None:
+    def consumed(self, keys: Iterable[tuple[str, int]]) -> None:
+        """What callbacks were handed is taken now: the peer may send as much again. Takes the lock."""
+        sizes = [size for size in (self.kept.pop(key, None) for key in keys) if size is not None]
+        if not sizes:
+            return
+        with self.lock:
+            if self.link is None or self.over:
+                return
+            for size in sizes:
+                self.link.consumed(size)
+            if self.link.pending:
+                self.flush()
+
+    def _call(self, callback: Callable[..., Any], *args: Any) -> Any:
         self._in_callback = True
         try:
-            callback(*args)
+            return callback(*args)
         except BaseException as error:
             logger.exception("%s: a callback of the channel failed", self.hello.role)
             named = LinkError(f"a callback of the channel failed: {error!r}")
             self.abort(error, error if isinstance(error, EflError) else named)
+            return None
         finally:
             self._in_callback = False
 

@@ -393,11 +393,11 @@ class Link:
         if frame.consumed > out.consumed:
             out.consumed, out.consumed_bytes = frame.consumed, max(out.consumed_bytes, frame.consumed_bytes)
 
-    def consumed(self, message: Message) -> None:
-        """This party has taken ``message``: the peer may send another."""
+    def consumed(self, nbytes: int) -> None:
+        """This party has taken a message of :attr:`Message.nbytes`: the peer may send another."""
         inbound = self._inbound
         inbound.consumed += 1
-        inbound.consumed_bytes += message.nbytes
+        inbound.consumed_bytes += nbytes
         due = self._peer_hungry or inbound.consumed - self._ledger.announced >= self._ack_messages
         if due and self.state is _OPEN:
             self._ledger.put(Kind.ACK)

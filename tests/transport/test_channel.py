@@ -145,6 +145,44 @@ def test_a_sender_waits_for_the_window():
         assert sent == [0, 1, 2, 3, 4]
 
 
+def test_a_callback_may_keep_a_message_in_the_window():
+    sent, seen = [], []
+
+    def prepare(one, two):
+        two.subscribe("x", lambda step, array, digest: (seen.append(step), False)[1])
+
+    with connected(sends("x"), limits=Limits(window_steps=2), prepare=prepare) as (one, two):
+        thread = threading.Thread(target=lambda: [(one.send("x", s, X), sent.append(s)) for s in range(6)])
+        thread.start()
+        while len(seen) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert sent == seen == [0, 1]
+        two.consumed([("x", 0), ("x", 0), ("x", 5)])  # only what is there counts, and once
+        while len(seen) < 3:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert sent == seen == [0, 1, 2]
+        two.consumed([("x", 1), ("x", 2)])
+        while len(seen) < 5:
+            time.sleep(0.01)
+        two.consumed([("x", 3)])
+        thread.join(10)
+        assert sent == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_peer_that_takes_nothing():
+    with connected(sends("x"), limits=Limits(window_steps=1)) as (one, two):
+        one.send("x", 0, X, timeout=0.2)
+        with pytest.raises(
+            DeadlineError, match=r"send\('x', step=1\): the follower .* not taken .* within 0.2 s, but is alive"
+        ):
+            one.send("x", 1, X, timeout=0.2)
+        two.recv("x", 0, 5)
+        one.send("x", 1, X, timeout=5)
+        np.testing.assert_array_equal(two.recv("x", 1, 5), X)
+
+
 def test_a_callback_may_answer():
     def prepare(one, two):
         one.subscribe("x", lambda step, array, digest: one.send("g", step, -array))
