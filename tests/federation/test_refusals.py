@@ -1,9 +1,12 @@
 """What the parties refuse, and that both sides say why, with an exit code, within seconds."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.federation.harness import run_both
+from tests.federation.harness import run_both, script
 from tests.federation.test_parity import FOLLOWER, LEADER
+from tests.parties import free_address, start_party
 
 FIT = "model.compile().fit(efl.procedure_fn.train(max_step=10))"
 
@@ -132,3 +135,25 @@ def test_without_a_role(tmp_path):
     code = "import sys\nsys.argv = sys.argv[:1]\n"
     results = run_both(tmp_path, code + LEADER, code + FOLLOWER, expect=(1, 1))
     assert "--federal_role=leader or --federal_role=follower" in results["leader"].output
+
+
+@pytest.mark.parametrize("victim", ["leader", "follower"])
+def test_a_party_that_is_killed_is_missed_within_seconds(tmp_path, victim):
+    code = {"leader": LEADER, "follower": FOLLOWER}
+    address = free_address()
+    env = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    endless = {role: script(body.replace("max_step=10), ", "), ").replace("train(max_step=10)", "train(), log_step=5"))
+               for role, body in code.items()}  # fmt: skip
+    parties = {role: start_party(role, text, cwd=tmp_path, address=address, env=env) for role, text in endless.items()}
+    try:
+        for party in parties.values():
+            party.wait_for("step=50")
+        parties[victim].kill()
+        (survivor,) = (party for role, party in parties.items() if role != victim)
+        result = survivor.wait(timeout=30)
+    finally:
+        for party in parties.values():
+            party.kill()
+    assert result.returncode == 1
+    assert "PeerLost" in result.output
+    assert f"lost the {victim}" in result.output
