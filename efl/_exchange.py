@@ -62,6 +62,7 @@ class Scope:
     last: int | None = None
     arrived: dict[str, int] = field(default_factory=dict)
     held: deque[tuple[Sink, int, np.ndarray]] = field(default_factory=deque)
+    ahead: deque[tuple[str, int]] = field(default_factory=deque)  # (name, step) of messages of steps not yet begun
     ids: IdLedger = field(default_factory=IdLedger)
     waited: float = 0.0
     idle_since: float = 0.0
@@ -81,7 +82,7 @@ class Exchange:
         self.role = role
         self.peer_role = peer_role
         self.failure: EflError | None = None
-        self._timeout = timeout
+        self.timeout = timeout
         self._scan_interval = min(scan_interval, timeout / 2)
         self._scopes: dict[str, Scope] = {}
         self._delivery = threading.RLock()
@@ -109,8 +110,9 @@ class Exchange:
                 scope.running, scope.peer_end, scope.last, scope.ids.disputed = None, None, None, None
                 scope.arrived.clear()
                 scope.held.clear()
+                scope.ahead.clear()
 
-        def of_this_channel(callback: Callable[..., None]) -> Callable[..., None]:
+        def of_this_channel(callback: Callable[..., Any]) -> Callable[..., Any]:
             # A goodbye can be told late by the reading thread of the channel before.
             return lambda *arguments: callback(*arguments) if self._channel is channel else None
 
@@ -210,9 +212,13 @@ class Exchange:
             if ended is None or self._failed_hard:
                 self.check()
                 scope.running, scope.waited, scope.idle_since = scope.step + 1, 0.0, time.monotonic()
-                return scope.running
-        self._close_round(scope, ended)
-        return None
+                running = scope.running
+        if ended is not None:
+            self._close_round(scope, ended)
+            return None
+        if scope.ahead:
+            self._consume(scope, running)
+        return running
 
     def complete(self, scope: Scope) -> float:
         """The running step succeeded. Returns the seconds during which it waited for the peer."""
@@ -272,7 +278,7 @@ class Exchange:
             digest = b"" if step is None else scope.ids.to_tell(step)
         if channel is None or step is None:
             raise LinkError(f"{self.role}: {name!r} can only be sent within a step of a running federation")
-        channel.send(name, step, array, digest)
+        channel.send(name, step, array, digest, self.timeout)
         scope.idle_since = time.monotonic()
 
     def _control(self, topic: str, body: dict[str, Any]) -> None:
@@ -290,6 +296,29 @@ class Exchange:
                 for sink in scope.sinks:
                     sink.drain()
                 self._release(scope)
+        self._consume(scope, step)
+
+    # A peer that only sends could run ahead without end, and fill this party's memory with what it is not ready for. So
+    # a message stays in the channel's window until the step that it belongs to begins. Two parties that wait for each
+    # other are never more than a step apart, and never see the window close.
+
+    def _consume(self, scope: Scope, step: int) -> None:
+        with self._lock:
+            channel, keys = self._channel, []
+            while scope.ahead and scope.ahead[0][1] <= step:
+                keys.append(scope.ahead.popleft())
+        if channel is not None and keys:
+            channel.consumed(keys)
+
+    def taken(self, scope: Scope, name: str) -> None:
+        """The graph took the oldest message of ``name``, in a scope without steps."""
+        with self._lock:
+            channel = self._channel
+            key = next((key for key in scope.ahead if key[0] == name), None)
+            if key is not None:
+                scope.ahead.remove(key)
+        if channel is not None and key is not None:
+            channel.consumed([key])
 
     def _release(self, scope: Scope) -> None:
         with self._lock:
@@ -299,23 +328,27 @@ class Exchange:
 
     # ---- what arrives (the channel's reading thread) --------------------------------------------------------------
 
-    def _deliver(self, scope: Scope, sink: Sink) -> Callable[[int, np.ndarray, bytes], None]:
-        def deliver(step: int, array: np.ndarray, digest: bytes) -> None:
+    def _deliver(self, scope: Scope, sink: Sink) -> Callable[[int, np.ndarray, bytes], bool]:
+        def deliver(step: int, array: np.ndarray, digest: bytes) -> bool:
             with self._delivery:
                 with self._lock:
                     if step <= scope.step:
-                        return  # a leftover of a step in which somebody's data ended
+                        return True  # a leftover of a step in which somebody's data ended
+                    ahead = scope.running is None or step > scope.running
+                    if ahead:
+                        scope.ahead.append((sink.name, step))
                     if digest:
                         scope.ids.hear(step, digest)
                     agreed = scope.ids.agrees(step)
                     wait = not self._bound or (scope.peer_end is not None and step > scope.peer_end)
                     if agreed and wait:
                         scope.held.append((sink, step, array))
-                        return
+                        return not ahead
                 if agreed:
                     self._put(scope, sink, step, array)
             if not agreed:
                 self._dispute(scope, step)
+            return not ahead
 
         return deliver
 
@@ -435,7 +468,7 @@ class Exchange:
             return None
         waited = time.monotonic() - scope.idle_since
         missing = [sink.name for sink in scope.sinks if scope.arrived.get(sink.name, 0) < scope.running]
-        if not missing or waited <= self._timeout:
+        if not missing or waited <= self.timeout:
             return None
         return DeadlineError(
             f"{self.role} waited {waited:.1f} s at step {scope.running} of {scope.wire} for {', '.join(missing)} from "

@@ -16,7 +16,7 @@ import tensorflow.compat.v1 as tf
 from efl._session import compile_call
 
 _GOOD, _ABORTED = np.array(True), np.array(False)
-_CAPACITY = 1024  # elements; the protocol keeps far fewer in flight, the reading thread must never block
+_UNBOUNDED = -1  # the reading thread must never block; the channel's window bounds what arrives
 
 
 class Inbox:
@@ -38,7 +38,7 @@ class Inbox:
         self.dtype = dtype
         self._np_dtype = np.dtype(object) if dtype == tf.string else np.dtype(dtype.as_numpy_dtype)
         with tf.init_scope(), tf.name_scope("efl_recv"), tf.device("/cpu:0"):
-            queue = tf.queue.FIFOQueue(_CAPACITY, [dtype, tf.bool], name="queue")
+            queue = tf.queue.FIFOQueue(_UNBOUNDED, [dtype, tf.bool], name="queue")
             self._value = tf.placeholder(dtype, name="value")
             self._good = tf.placeholder(tf.bool, [], name="good")
             self._enqueue = queue.enqueue([self._value, self._good])
@@ -57,9 +57,9 @@ class Inbox:
 
     def bind(self, session: tf.Session) -> None:
         """Makes the callables of a new session; the queue of an earlier session is gone with it."""
-        self._put = compile_call(session, [self._enqueue], [self._value, self._good])
-        self._count = compile_call(session, [self._size])
-        self._drop_one = compile_call(session, [self._drop])
+        self._put = compile_call(session, [self._enqueue], [self._value, self._good], here=True)
+        self._count = compile_call(session, [self._size], here=True)
+        self._drop_one = compile_call(session, [self._drop], here=True)
 
     def put(self, array: np.ndarray) -> None:
         """Hands one received array to the graph. Called by the channel's reading thread."""

@@ -173,7 +173,7 @@ class Run:
         if restore is not None:
             self._restore(raw, restore)
         if self._communicator is not None:
-            self._communicator.initialize(raw)
+            self._communicator.bind(raw)
         model.session.start(self._hooks())
         if fresh or restore is not None:
             _readers.initialize(raw, again=not fresh)

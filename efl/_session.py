@@ -17,16 +17,19 @@ from tensorflow.core.protobuf import config_pb2
 
 
 def compile_call(
-    session: tf.Session, fetches: Sequence[Any], feeds: Sequence[tf.Tensor] = ()
+    session: tf.Session, fetches: Sequence[Any], feeds: Sequence[tf.Tensor] = (), here: bool = False
 ) -> Callable[..., list[Any]]:
     """A callable that runs fixed fetches with arrays for fixed feeds, in order.
 
-    Its result has one value per fetch, None for an op.
+    Its result has one value per fetch, None for an op. With ``here`` it runs on the thread that calls it and needs none
+    of the pool, whose threads may all be busy, or even wait for what this call brings.
 
     ``Session.make_callable`` takes the slow way through ``run`` as soon as there are feeds (0.2 ms for one array); the
     callable that both stand on has no public name.
     """
     options = config_pb2.CallableOptions()
+    if here:
+        options.run_options.inter_op_thread_pool = -1
     options.feed.extend(feed.name for feed in feeds)
     is_tensor = [not isinstance(fetch, tf.Operation) for fetch in fetches]
     options.fetch.extend(fetch.name for fetch, tensor in zip(fetches, is_tensor, strict=True) if tensor)

@@ -221,10 +221,12 @@ class Communicator:
 
         Running it raises ``tf.errors.OutOfRangeError`` after the peer terminated the reader.
         """
+        scope = TaskScope(None, "reader")
         with tf.init_scope():
-            state = self.recv(name, tf.string, shape=[3], scope=TaskScope(None, "reader"))
+            state = self.recv(name, tf.string, shape=[3], scope=scope)
 
         def parse(kind: bytes, block: bytes, index: bytes) -> tuple[bytes, np.int64]:
+            self.exchange.taken(self.exchange.scope(scope.wire), f"{scope.wire}/{name}")
             if kind == _READER_END:
                 raise StopIteration  # TensorFlow makes it OutOfRangeError
             return block, np.int64(index)
@@ -240,14 +242,15 @@ class Communicator:
 
         def push(array: np.ndarray) -> None:
             step = self._reader_steps[wire] = self._reader_steps.get(wire, 0) + 1
-            self._guarded(lambda: self._connected().send(wire, step, np.asarray(array)))
+            self._guarded(lambda: self._connected().send(wire, step, np.asarray(array), timeout=self.exchange.timeout))
 
         return call_python(push, [state], op_name("efl_reader", wire))
 
     def add_step(self) -> tf.Operation:
         """Makes an op that ends the current step of the communicator's own scope and begins the next.
 
-        Only for sessions that run without :attr:`hook` (which does the same after each run).
+        Only for sessions that run without :attr:`hook` (which does the same after each run); :meth:`initialize` begins
+        the first step. Messages are matched by step, so both parties must count the same steps.
         """
 
         def advance() -> None:
@@ -321,12 +324,17 @@ class Communicator:
         return peer.facts
 
     def initialize(self, sess: tf.Session) -> None:
-        """Connects if that was not done yet, and binds the receiving ends to a session.
+        """Connects if that was not done yet, binds the receiving ends to a session, and begins the first step.
 
         Call it after all ops are made.
         """
         if self._channel is None:
             self.connect()
+        self.bind(sess)
+        self.exchange.begin(self.exchange.scope(TaskScope().wire))
+
+    def bind(self, sess: tf.Session) -> None:
+        """Binds the receiving ends to a session: what arrives is handed to it from now on."""
         session = raw_session(sess)
         for inbox in self._inboxes:
             inbox.bind(session)
