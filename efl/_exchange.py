@@ -5,9 +5,9 @@ task) it counts steps, decides which arriving message belongs to which step, car
 "this step is the last" between the parties, compares sample ids, measures how long a step waited for the peer, and
 remembers why the run failed. ``docs/architecture/core.md`` tells the story in order.
 
-Two locks, taken in this order. ``_delivery`` is held while something is handed to a sink, which runs a kernel and so
-needs a thread of TensorFlow's pool; only the channel's threads and the step loop take it. ``_lock`` guards the state
-and is the only one that code inside a kernel takes: a pool whose threads all waited for a delivery would never deliver.
+Two locks, taken in this order. ``_delivery`` is held while something is handed to a sink, which runs a kernel; only the
+channel's threads and the step loop take it. ``_lock`` guards the state and is the only one that code inside a kernel
+takes, so that no kernel waits for another.
 """
 
 from __future__ import annotations
@@ -182,6 +182,16 @@ class Exchange:
             for sink in scope.sinks:
                 sink.abort()
 
+    @staticmethod
+    def _has_part_of(scope: Scope, step: int) -> bool:
+        # A peer that only sends may have said goodbye long before its last messages are taken.
+        return any(scope.arrived.get(sink.name, 0) >= step for sink in scope.sinks)
+
+    def check_end(self) -> None:
+        """Raises why the run failed, if it did; that the peer has ended it is none, once all own steps are taken."""
+        if self._failed_hard:
+            self.check()
+
     @property
     def _failed_hard(self) -> bool:
         # A peer whose data ended may have said goodbye before this party has come to the same step.
@@ -210,7 +220,8 @@ class Exchange:
         with self._lock:
             ended = scope.peer_end
             if ended is None or self._failed_hard:
-                self.check()
+                if self._failed_hard or not self._has_part_of(scope, scope.step + 1):
+                    self.check()
                 scope.running, scope.waited, scope.idle_since = scope.step + 1, 0.0, time.monotonic()
                 running = scope.running
         if ended is not None:

@@ -328,10 +328,12 @@ class Communicator:
 
         Call it after all ops are made.
         """
+        steps = self.exchange.scope(TaskScope().wire)
         if self._channel is None:
+            steps.step = 0  # both parties count from the start of their conversation
             self.connect()
         self.bind(sess)
-        self.exchange.begin(self.exchange.scope(TaskScope().wire))
+        self.exchange.begin(steps)
 
     def bind(self, sess: tf.Session) -> None:
         """Binds the receiving ends to a session: what arrives is handed to it from now on."""
@@ -358,6 +360,14 @@ class Communicator:
                 self._channel.abort(error)
             self._channel = None
         self.exchange.unbind()
+
+    def check(self) -> None:
+        """Raises why the conversation failed, if it did; a session of your own does not know.
+
+        Raises:
+          EflError: The reason.
+        """
+        self.exchange.check()
 
     def send_ckpt_version(self, sess: tf.Session, version: str) -> None:
         """Tells the peer which checkpoint this party restored (usually the leader's to call)."""

@@ -35,6 +35,6 @@ class CommunicatorHook(tf.train.SessionRunHook):
         """Raises what ended the conversation, if it failed; says goodbye otherwise."""
         exchange = self._communicator.exchange
         try:
-            exchange.check()
+            exchange.check_end()
         finally:
             self._communicator.shutdown(session)

@@ -1,0 +1,409 @@
+"""A communicator by itself, in sessions that are not efl's; and how it stands up to narrow and slow ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+import efl
+
+import tensorflow.compat.v1 as tf  # isort: skip
+from efl.errors import ConfigError, LinkError, ModelError
+from tests.federation.harness import assert_same_weights, run_both
+from tests.federation.problem import cross_entropy, dense, load
+from tests.federation.test_parity import joint
+
+MAKE = """
+import json, os, resource, time
+def write(result):
+    json.dump(result, open(ROLE + '.json', 'w'))
+def megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+comm = efl.Communicator(
+    ROLE, peer_addr=own_argument('peer_addr', ''), local_addr=own_argument('local_addr', ''), **OPTIONS)
+"""
+
+
+def talk(tmp_path, leader, follower, expect=(0, 0), options="{}", **more):
+    make = MAKE.replace("OPTIONS", options)
+    results = run_both(tmp_path, make + leader, make + follower, expect=expect, end="", **more)
+    written = {
+        role: json.loads((tmp_path / f"{role}.json").read_text())
+        for role in results
+        if (tmp_path / f"{role}.json").exists()
+    }
+    return results, written
+
+
+# ---- sessions that are not efl's
+
+LEADER_GRAPH = """
+x = tf.reshape(comm.recv('x'), [-1, 3])
+names = comm.recv('names', tf.string, shape=[2])
+done = comm.send('y', 2.0 * x)
+length = tf.strings.length(names)
+"""
+FOLLOWER_GRAPH = """
+value = tf.placeholder(tf.float32, [None, 3])
+sent = [comm.send('x', value), comm.send('names', tf.constant(['a', 'four']))]
+y = comm.recv('y', shape=[None, 3])
+def block(step):
+    return np.full((step + 1, 3), step, np.float32)
+"""
+
+
+def test_a_monitored_session_with_its_hook(tmp_path):
+    leader = """
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    write([sess.run([x, length, done])[1].tolist() for _ in range(6)])
+"""
+    follower = """
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    write([sess.run([y, sent], {value: block(step)})[0].tolist() for step in range(6)])
+"""
+    _, written = talk(tmp_path, LEADER_GRAPH + leader, FOLLOWER_GRAPH + follower)
+    assert written["leader"] == [[1, 4]] * 6
+    assert written["follower"] == [np.full((step + 1, 3), 2.0 * step).tolist() for step in range(6)]
+
+
+def test_a_plain_session(tmp_path):
+    leader = """
+advance = comm.add_step()
+with tf.Session() as sess:
+    comm.initialize(sess)
+    for step in range(6):
+        if step % 2 == 0:
+            sess.run([x, length, done])
+        else:  # the ops of a step may run in several calls
+            got = sess.run(x)
+            assert sess.run(length).tolist() == [1, 4]
+            sess.run(late, {twice: 2 * got})
+        sess.run(advance)
+    comm.shutdown(sess)
+"""
+    graph = LEADER_GRAPH.replace("done = comm.send('y', 2.0 * x)", "").replace("length =", "\nlength =")
+    graph += """
+twice = tf.placeholder_with_default(2.0 * x, [None, 3])
+late = done = comm.send('y', twice)
+"""
+    follower = """
+advance = comm.add_step()
+with tf.Session() as sess:
+    comm.initialize(sess)
+    got = []
+    for step in range(6):
+        got.append(sess.run([y, sent], {value: block(step)})[0].tolist())
+        sess.run(advance)
+    write(got)
+    comm.shutdown(sess)
+"""
+    _, written = talk(tmp_path, graph + leader, FOLLOWER_GRAPH + follower)
+    assert written["follower"] == [np.full((step + 1, 3), 2.0 * step).tolist() for step in range(6)]
+
+
+def test_a_communicator_can_be_used_again_after_shutdown(tmp_path):
+    leader = """
+for _ in range(2):
+    with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+        for _ in range(3):
+            sess.run([x, length, done])
+"""
+    follower = """
+got = []
+for turn in range(2):
+    with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+        got += [sess.run([y, sent], {value: block(step)})[0].shape[0] for step in range(3)]
+write(got)
+"""
+    _, written = talk(tmp_path, LEADER_GRAPH + leader, FOLLOWER_GRAPH + follower)
+    assert written["follower"] == [1, 2, 3, 1, 2, 3]
+
+
+def test_checkpoint_versions(tmp_path):
+    leader = """
+with tf.Session() as sess:
+    comm.initialize(sess)
+    comm.send_ckpt_version(sess, 'step-100')
+    write(comm.recv_ckpt_version(sess))
+    comm.shutdown(sess)
+"""
+    follower = """
+with tf.Session() as sess:
+    comm.initialize(sess)
+    version = comm.recv_ckpt_version(sess)
+    comm.send_ckpt_version(sess, version + '!')
+    write(version)
+    comm.shutdown(sess)
+"""
+    _, written = talk(tmp_path, leader, follower)
+    assert written == {"leader": "step-100!", "follower": "step-100"}
+
+
+def test_the_states_of_two_readers(tmp_path):
+    # More states than fit into the window: the leader waits until the follower takes some, and takes no step meanwhile.
+    leader = """
+block, row = tf.placeholder(tf.string), tf.placeholder(tf.int64)
+tell = {name: comm.send_reader_state(name, block, row) for name in ('train', 'test')}
+stop = {name: comm.terminate_reader(name) for name in ('train', 'test')}
+with tf.Session() as sess:
+    comm.initialize(sess)
+    for i in range(60):
+        sess.run(tell['train'], {block: f'part-{i}', row: 10 * i})
+        if i < 3:
+            sess.run(tell['test'], {block: 'other', row: 2**40 + i})
+    sess.run([stop['train'], stop['test']])
+    comm.shutdown(sess)
+"""
+    follower = """
+state = {name: comm.recv_reader_state(name) for name in ('train', 'test')}
+got = {'train': [], 'test': []}
+with tf.Session() as sess:
+    comm.initialize(sess)
+    for name in ('train', 'test'):
+        try:
+            while True:
+                block, row = sess.run(state[name])
+                got[name].append([block.decode(), int(row)])
+        except tf.errors.OutOfRangeError:
+            pass
+    comm.shutdown(sess)
+write(got)
+"""
+    _, written = talk(tmp_path, leader, follower)
+    assert written["follower"]["train"] == [[f"part-{i}", 10 * i] for i in range(60)]
+    assert written["follower"]["test"] == [["other", 2**40 + i] for i in range(3)]
+
+
+# ---- narrow pools
+
+
+def test_64_receives_with_one_thread(tmp_path):
+    leader = """
+batch = batches()
+def loss_fn(m, s):
+    parts = [tf.reshape(m.recv(f'f{i}', require_grad=True), [-1, 1]) for i in range(64)]
+    h = dense(s['x'], 4, 8, 'left', tf.tanh)
+    for i in range(8):
+        m.send(f'h{i}', h[:, i : i + 1], require_grad=True)
+    return cross_entropy(s['label'], dense(tf.concat([h, *parts], 1), 72, 3, 'top'))
+"""
+    follower = """
+batch = batches()
+def loss_fn(m, s):
+    f = dense(s['x'], 4, 64, 'right', tf.tanh)
+    for i in range(64):
+        m.send(f'f{i}', f[:, i : i + 1], require_grad=True)
+    parts = [tf.reshape(m.recv(f'h{i}', require_grad=True), [-1, 1]) for i in range(8)]
+    return cross_entropy(s['label'], dense(tf.concat([*parts, f], 1), 72, 3, 'other'))
+"""
+    fit = """
+model = efl.FederalModel()
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer(0.1))
+model.compile(session_config=tf.ConfigProto(inter_op_parallelism_threads=1, intra_op_parallelism_threads=1))
+model.fit(efl.procedure_fn.train(max_step=10))
+"""
+
+    def loss(x, label, ids):
+        h, f = dense(x[:, :4], 4, 8, "left", tf.tanh), dense(x[:, 4:], 4, 64, "right", tf.tanh)
+        both = tf.concat([h, f], 1)
+        return cross_entropy(label, dense(both, 72, 3, "top")) + cross_entropy(label, dense(both, 72, 3, "other"))
+
+    run_both(tmp_path, leader + fit, follower + fit)
+    got = {**load(tmp_path / "leader.npz"), **load(tmp_path / "follower.npz")}
+    assert_same_weights(got, joint(loss, rate=0.1))
+
+
+def test_sends_that_wait_for_the_peer_do_not_keep_what_arrives_from_one_thread(tmp_path):
+    # Both send a small tensor, then more than the window holds. Each one's only pool thread waits in a send; the small
+    # tensors arrive all the same, and with them the credit that ends the wait.
+    body = """
+small = comm.send('small_' + ROLE, tf.constant(1.0))
+with tf.control_dependencies([small]):
+    big = [comm.send(f'big{i}_{ROLE}', tf.random.uniform([3 << 20])) for i in range(2)]
+other = 'follower' if ROLE == 'leader' else 'leader'
+got = [tf.size(comm.recv(f'big{i}_{other}')) for i in range(2)] + [comm.recv('small_' + other)]
+one = tf.ConfigProto(inter_op_parallelism_threads=1, intra_op_parallelism_threads=1)
+advance = comm.add_step()
+with tf.Session(config=one) as sess:
+    comm.initialize(sess)
+    for _ in range(4):
+        sizes = sess.run([*got, *big])[:3]
+        sess.run(advance)
+    write([float(size) for size in sizes])
+    comm.shutdown(sess)
+"""
+    options = "{'limits': __import__('efl.transport').transport.Limits(max_outstanding_bytes=1 << 20)}"
+    _, written = talk(tmp_path, body, body, options=options, timeout=60)
+    assert written == {"leader": [3 << 20, 3 << 20, 1.0], "follower": [3 << 20, 3 << 20, 1.0]}
+
+
+# ---- slow and silent peers
+
+
+def test_a_deadline_names_party_tensor_step_and_time(tmp_path):
+    leader = """
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    try:
+        for _ in range(3):
+            sess.run([x, length, done])
+    except tf.errors.OpError:
+        comm.check()
+"""
+    follower = """
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    sess.run([y, sent], {value: block(0)})
+    time.sleep(4)
+    sess.run([y, sent], {value: block(1)})
+"""
+    options = "{'default_timeout_milliseconds': 500, 'scanning_interval_milliseconds': 50} if ROLE == 'leader' else {}"
+    results, _ = talk(tmp_path, LEADER_GRAPH + leader, FOLLOWER_GRAPH + follower, expect=(1, 1), options=f"({options})")
+    told = results["leader"].output
+    assert "DeadlineError: leader waited 0." in told
+    assert "at step 2 of run for run/x, run/names from follower, which is alive" in told
+    assert "default_timeout_milliseconds" in told
+
+
+def test_a_federal_models_deadline_ends_both(tmp_path):
+    leader = """
+batch = batches()
+def loss_fn(m, s):
+    f = tf.reshape(m.recv('f', require_grad=True), [-1, 5])
+    return cross_entropy(s['label'], dense(f, 5, 3, 'top'))
+model = efl.FederalModel(default_timeout_milliseconds=500, scanning_interval_milliseconds=50)
+"""
+    follower = """
+import time
+batch = batches()
+class Sleep(tf.train.SessionRunHook):
+    steps = 0
+    def before_run(self, context):
+        self.steps += 1
+        if self.steps == 4:
+            time.sleep(4)
+def loss_fn(m, s):
+    m.send('f', dense(s['x'], 4, 5, 'right'), require_grad=True)
+    m.add_hooks([Sleep()])
+model = efl.FederalModel()
+"""
+    fit = """
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer())
+model.compile().fit(efl.procedure_fn.train(max_step=10))
+"""
+    results = run_both(tmp_path, leader + fit, follower + fit, expect=(1, 1))
+    assert "step 4 of train for train/f from follower, which is alive" in results["leader"].output
+    assert "DeadlineError" in results["leader"].output
+    assert "DeadlineError" in results["follower"].output  # the leader told why it left
+
+
+ONE_WAY_LEADER = """
+x = comm.recv('x')
+first, mean = tf.reshape(x, [-1])[0], tf.reduce_mean(x)
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    before, got = megabytes(), []
+    for step in range(2000):
+        if step in (0, 50, 300):
+            time.sleep(1)
+        got.append(float(sess.run([first, mean])[0]))
+    write({'got': got == list(range(2000)), 'grown': megabytes() - before})
+"""
+ONE_WAY_FOLLOWER = """
+value = tf.placeholder(tf.float32)
+sent = comm.send('x', value)
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    before = megabytes()
+    for step in range(2000):
+        sess.run(sent, {value: np.full(1 << 16, step, np.float32)})
+    write({'grown': megabytes() - before})
+"""
+
+
+def test_a_sender_that_waits_for_nothing_does_not_fill_the_receivers_memory(tmp_path):
+    _, written = talk(tmp_path, ONE_WAY_LEADER, ONE_WAY_FOLLOWER)  # 500 MB in all
+    assert written["leader"]["got"]
+    assert written["leader"]["grown"] < 100
+    assert written["follower"]["grown"] < 100
+
+
+def test_a_sender_gives_up_on_a_receiver_that_takes_nothing(tmp_path):
+    leader = """
+x = comm.recv('x')
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    sess.run(x)
+    time.sleep(4)
+"""
+    follower = """
+sent = comm.send('x', tf.zeros([100]))
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    try:
+        for step in range(2000):
+            sess.run(sent)
+    except tf.errors.OpError:
+        comm.check()
+"""
+    options = "{'default_timeout_milliseconds': 500}"
+    results, _ = talk(tmp_path, leader, follower, expect=None, options=options)
+    assert results["follower"].returncode == 1
+    assert "DeadlineError: send('run/x', step=10): the leader (" in results["follower"].output
+    assert "has not taken what was sent before within 0.5 s, but is alive" in results["follower"].output
+
+
+# ---- refusals
+
+
+def make(role="leader", peer_addr="", local_addr="localhost:50051", **more):
+    return efl.Communicator(role, peer_addr, local_addr, **more)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"role": "boss"}, "federal_role='boss': expected 'leader' or 'follower'"),
+        ({"local_addr": ""}, r"a leader needs local_addr \(host:port\); it is empty"),
+        ({"role": "follower"}, r"a follower needs peer_addr \(host:port\); it is empty"),
+        ({"local_addr": "localhost"}, "address 'localhost' of the leader: expected 'host:port'"),
+        ({"local_addr": "0.0.0.0:50051"}, "local_addr='0.0.0.0:50051': leader would listen on .* clear text"),
+        ({"role": "follower", "peer_addr": "bank.example:5"}, "peer_addr='bank.example:5': follower would dial"),
+        ({"client_thread_num": 0}, "client_thread_num=0: expected a positive number or None"),
+        ({"default_timeout_milliseconds": 0}, "default_timeout_milliseconds=0: expected a positive number"),
+        ({"scanning_interval_milliseconds": -1}, "scanning_interval_milliseconds=-1: expected a positive number"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**arguments)
+
+
+def test_clear_text_beyond_this_machine_can_be_asked_for():
+    assert make(local_addr="0.0.0.0:50051", insecure=True).federal_role == "leader"
+    assert make("follower", peer_addr="bank.example:5", insecure=True).federal_role == "follower"
+    assert make(peer_addr="bank.example:5").federal_role == "leader"  # a leader dials nobody
+
+
+def test_names_are_unique_per_direction_and_scope():
+    with tf.Graph().as_default():
+        comm = make()
+        comm.send("x", tf.zeros([2]))
+        comm.recv("x")
+        with efl.task_scope(efl.MODE.EVAL):
+            comm.send("x", tf.zeros([2]))
+        with pytest.raises(ModelError, match="send 'x' exists already in run: names are unique"):
+            comm.send("x", tf.zeros([2]))
+        with pytest.raises(ModelError, match="recv 'x' exists already in run"):
+            comm.recv("x")
+        for name in ("", 3, "a\nb", "x" * 201):
+            with pytest.raises(ModelError, match="the name of a sent or received tensor is a text of 1 to 200"):
+                comm.recv(name)
+        with pytest.raises(ModelError, match=r"send\('s'\): expected a dense tensor, got SparseTensor"):
+            comm.send("s", tf.sparse.from_dense([[1.0]]))
+        with pytest.raises(ModelError, match=r"send\('o'\): expected a tensor, got object"):
+            comm.send("o", object())
+
+
+def test_without_a_peer_nothing_can_be_sent():
+    with tf.Graph().as_default(), tf.Session() as sess:
+        comm = make()
+        with pytest.raises(LinkError, match=r"leader is not connected to follower; call initialize\(sess\) first"):
+            comm.send_ckpt_version(sess, "1")
+        sent = comm.send("x", tf.zeros([2]))
+        with pytest.raises(tf.errors.OpError, match="'run/x' can only be sent within a step of a running federation"):
+            sess.run(sent)
