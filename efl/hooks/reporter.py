@@ -95,10 +95,10 @@ class StageReport:
         self._steps += 1
         self._waited += waited
         self._values = values
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._steps)
         if self._steps % self._reporter.log_step == 0:
             self._emit()
-        elif self._bar is not None:
-            self._bar.update(self._task, completed=self._steps)
 
     def end(self) -> None:
         """The stage is over; reports steps that were not reported yet."""
