@@ -13,7 +13,8 @@ import tensorflow.compat.v1 as tf
 batch = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors({'x': [[1.0]]}).repeat()).get_next()
 model = efl.Model()
 model.input_fn(lambda m, mode: efl.Sample(batch, {'x': [tf.feature_column.numeric_column('x')]}))
-model.loss_fn(lambda m, s: tf.square(tf.reduce_sum(s['x'] * tf.get_variable('w', [], initializer=tf.zeros_initializer()) - 1)))
+w = tf.get_variable('w', [], initializer=tf.zeros_initializer())
+model.loss_fn(lambda m, s: tf.square(tf.reduce_sum(s['x'] * w - 1)))
 model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.1)))
 model.compile().fit(efl.procedure_fn.train(max_step=40), log_step=20)
 """
