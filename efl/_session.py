@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf import config_pb2
 
+from efl.errors import ModelError
+
 
 def compile_call(
     session: tf.Session, fetches: Sequence[Any], feeds: Sequence[tf.Tensor] = (), here: bool = False
@@ -106,7 +108,10 @@ class HookedSession:
         cached = self._callables.get(key)
         if cached is None:
             # The fetches are kept beside the callable: a key made of ids is only good while the objects live.
-            cached = ((fetches, feeds), compile_call(self._session, fetches, feeds))
+            try:
+                cached = ((fetches, feeds), compile_call(self._session, fetches, feeds))
+            except tf.errors.OpError as error:  # not the step's: an OutOfRangeError of it would read as the end of data
+                raise ModelError(f"{', '.join(f.name for f in fetches)}: cannot be run: {error.message}") from None
             self._callables[key] = cached
         if not self._hooks:
             return cached[1](*values)

@@ -94,7 +94,7 @@ def scope_optimizer(scope_to_opt: Mapping[str, tf.train.Optimizer]) -> Optimizer
 
 
 def _check(opt: Any) -> None:
-    if not (hasattr(opt, "compute_gradients") and hasattr(opt, "apply_gradients")):
+    if not isinstance(opt, tf.train.Optimizer):
         raise ModelError(
             f"{opt!r:.100} is no optimizer of tf.train: expected an object such as "
             "tf.compat.v1.train.GradientDescentOptimizer(0.1) (a Keras optimizer does not work in a v1 graph)"

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
+from efl._graph import as_graph_tensor
 from efl._task_scope import MODE
 from efl.errors import ConfigError, NonFiniteLoss
 from efl.stage.stage import Stage
@@ -46,6 +47,7 @@ class LoopStage(Stage):
         self.finish = False
         self._step = step
         self._time = time
+        self._fetches: list[Any] | None = None
 
     def run(self, feed_dict: dict[tf.Tensor, Any] | None = None) -> None:
         """Loops.
@@ -61,7 +63,7 @@ class LoopStage(Stage):
         pace = model._pace_of(program)
         scope = pace.scope(program.scope.wire)
         manager = model.stage_mgr
-        fetches = (program.op, *program.fetched, *_extra(self.run_ops, program.op))
+        fetches = (program.op, *program.fetched, *self._extra(program.op))
         feeds, values = model._feeds(program, feed_dict or {})
         session = model.session
         session.activate(program.hooks)
@@ -110,6 +112,11 @@ class LoopStage(Stage):
         report.end()
         session.activate(())
 
-
-def _extra(run_ops: Any, op: tf.Operation) -> Sequence[Any]:
-    return [fetch for fetch in tf.nest.flatten(run_ops) if fetch is not op]
+    def _extra(self, op: tf.Operation) -> Sequence[Any]:
+        # Converted once: a variable, or what an assignment to one returns, makes a new op each time it is read.
+        if self._fetches is None:
+            self._fetches = [
+                fetch if isinstance(fetch, (tf.Operation, tf.Tensor)) else as_graph_tensor(fetch, "LoopStage")
+                for fetch in tf.nest.flatten(self.run_ops)
+            ]
+        return [fetch for fetch in self._fetches if fetch is not op]
