@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,36 @@ class CheckpointStore:
         if not good:
             _log.warning("checkpoint %s is damaged or incomplete: skipped", folder)
         return good
+
+
+def mismatches(prefix: str, variables: Iterable[tf.Variable]) -> dict[tf.Variable, str]:
+    """What keeps variables from being restored.
+
+    A saver does not look at shapes: it would give a variable another one without a word.
+
+    Args:
+      prefix: Of a checkpoint.
+      variables: Of the current graph.
+
+    Returns:
+      Variable -> how it differs from what the checkpoint holds; only those that do.
+
+    Raises:
+      CheckpointError: The checkpoint cannot be read.
+    """
+    try:
+        held = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise CheckpointError(f"cannot read checkpoint {prefix}: {error}") from None
+    result = {}
+    for variable in variables:
+        part = variable._get_save_slice_info()  # of a partitioned variable, which is saved as one
+        name, shape = (part.full_name, part.full_shape) if part else (variable.op.name, variable.shape)
+        if name not in held:
+            result[variable] = "is not in it"
+        elif not tf.TensorShape(shape).is_compatible_with(held[name]):
+            result[variable] = f"has shape {held[name]} in it and {tf.TensorShape(shape).as_list()} here"
+    return result
 
 
 def newest_prefix(path: str) -> str:

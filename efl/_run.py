@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl import _readers
-from efl._checkpoint import CheckpointStore
+from efl._checkpoint import CheckpointStore, mismatches
 from efl._session import HookedSession
 from efl._task_scope import MODE, TaskScope
 from efl.communicator import Communicator
@@ -84,7 +84,14 @@ class Run:
         try:
             restore = self._agree()
             self._open(restore)
+            done_before = self._model.stage_mgr.index
             self._procedure(self._model)
+            if restore is not None and self._model.stage_mgr.index == done_before:
+                _log.info(
+                    "%s: nothing to do: this run was complete at step %d; another checkpoint_dir begins anew",
+                    self._role,
+                    self._model.steps_trained,
+                )
             self._save()
             self._model.session.end(self._hooks())
             if self._communicator is not None:
@@ -161,8 +168,7 @@ class Run:
             for hook in self._hooks():
                 hook.begin()
         if self._store is not None:
-            held = list(dict.fromkeys([*tf.global_variables(), *tf.local_variables()]))
-            self._saver = tf.train.Saver(held, max_to_keep=0, save_relative_paths=True)
+            self._saver = tf.train.Saver(self._held(), max_to_keep=0, save_relative_paths=True)
         if fresh:
             model._session = HookedSession(graph, model._session_config)
             raw = model.session.raw_session()
@@ -194,16 +200,26 @@ class Run:
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _held() -> list[tf.Variable]:
+        return list(dict.fromkeys([*tf.global_variables(), *tf.local_variables()]))
+
     def _restore(self, raw: tf.Session, step: int) -> None:
         assert self._store is not None and self._saver is not None
         model = self._model
-        try:
-            self._saver.restore(raw, self._store.prefix(step))
-        except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+        prefix = self._store.prefix(step)
+        differences = mismatches(prefix, tf.global_variables())
+        # Local variables (metrics, readers' positions) that an earlier program did not have begin afresh.
+        absent = set(mismatches(prefix, tf.local_variables()))
+        if differences:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self._store.folder} is of another model: "
-                f"{error.message.splitlines()[0]}"
-            ) from None
+                + "; ".join(f"{variable.op.name} {text}" for variable, text in differences.items())
+            )
+        saver = self._saver
+        if absent:
+            saver = tf.train.Saver([v for v in self._held() if v not in absent])
+        saver.restore(raw, prefix)
         state = self._store.state(step)
         model.steps_trained = self._saved = int(state["steps_trained"])
         for wire, count in state["scopes"].items():

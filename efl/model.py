@@ -310,8 +310,10 @@ class Model:
         Raises:
           ModelError: There is no session yet.
         """
-        variables = {v.op.name: v for v in tf.trainable_variables()}
-        return self.session.raw_session().run(variables) if variables else {}
+        raw = self.session.raw_session()
+        variables = {v.op.name: v for v in raw.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)}
+        with raw.graph.as_default():
+            return raw.run(variables) if variables else {}
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Sets variables by name: at once where a session exists, else when ``fit`` has initialised them.

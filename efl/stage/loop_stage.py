@@ -72,9 +72,22 @@ class LoopStage(Stage):
         if not self.is_training and manager.steps == 0:
             model._reset_metrics(program)
         self.finish = False
+        fresh = not self.is_training and manager.steps == 0
+
+        def started_over() -> bool:
+            # The evaluation before took the last batch: this one has not begun, rather than ended without a batch.
+            nonlocal fresh
+            if not fresh or manager.steps:
+                return False
+            fresh = False
+            model._restart_readers(program)
+            return True
+
         while not self.finish and (self._step is None or manager.steps < self._step):
             step = pace.begin(scope)
             if step is None:
+                if started_over():
+                    continue
                 self.finish = True
                 break
             if self._time is not None and model._is_timekeeper and clock.monotonic() - started >= self._time:
@@ -88,6 +101,8 @@ class LoopStage(Stage):
                 if not pace.interrupted(scope):
                     model._own_end(program, interruption)
                     pace.end(scope, "data")
+                if started_over():
+                    continue
                 self.finish = True
                 break
             waited = pace.complete(scope)
