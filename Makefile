@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV ?= uv
 export PYTHON
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 # One line per install is enough, and nothing may ask a question.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1

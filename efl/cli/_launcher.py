@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,16 @@ from rich.text import Text
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 _PATIENCE = 5.0  # seconds between asking, insisting (SIGTERM) and killing
 _DRAIN = 1.0  # seconds that the rest of an ended program's output may take; its own children may hold the pipe open
+
+# What a party's environment has where the user's says nothing else: TensorFlow's chatter and its advice to replace
+# tf.layers, in a script that must use tf.layers, are no news.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore::UserWarning:__main__"}
+# TensorFlow writes these before it has read its log level.
+_MACHINE_NOTE = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog\(\)"
+    r"|(?:[IWE]\d{4} |\d{4}-\d\d-\d\d ).*\b(?:port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc:\d+\]"
+    r"|To enable the following instructions: .*rebuild TensorFlow"
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +47,13 @@ class Program:
 
 
 class _Running:
-    """One started program and the thread that reads its output."""
+    """One started program and the thread that reads its output. ``last_line`` is the last that was printed of it."""
 
-    def __init__(self, program: Program, cwd: Path, lines: queue.Queue[tuple[str, str]]) -> None:
+    def __init__(
+        self, program: Program, cwd: Path, environ: Mapping[str, str], lines: queue.Queue[tuple[str, str]]
+    ) -> None:
         self.name = program.name
+        self.last_line = ""
         self.process = subprocess.Popen(
             program.command,
             cwd=cwd,
@@ -48,7 +62,7 @@ class _Running:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines appear when they are written
+            env={**environ, "PYTHONUNBUFFERED": "1"},  # lines appear when they are written
             start_new_session=True,  # Ctrl-C reaches us alone, and we decide what becomes of it
         )
         self.started = time.monotonic()
@@ -94,15 +108,25 @@ class Launcher:
       programs: What to run, at the same time.
       cwd: Folder in which they run.
       grace: Seconds that the others have to end by themselves after one has failed.
+      verbose: Leave the programs' environment and lines as they are. Otherwise TensorFlow's log level and Python's
+        warnings are turned down, unless the user's environment sets them, and TensorFlow's notes on the machine are
+        dropped.
       console: Where their lines go; plain where it is no terminal.
     """
 
     def __init__(
-        self, programs: Sequence[Program], *, cwd: Path, grace: float = 10.0, console: Console | None = None
+        self,
+        programs: Sequence[Program],
+        *,
+        cwd: Path,
+        grace: float = 10.0,
+        verbose: bool = False,
+        console: Console | None = None,
     ) -> None:
         self._programs = programs
         self._cwd = cwd
         self._grace = grace
+        self._verbose = verbose
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._lines: queue.Queue[tuple[str, str]] = queue.Queue()
         self._colours = dict(zip((program.name for program in programs), _COLOURS * len(programs)))
@@ -116,16 +140,18 @@ class Launcher:
           0 where all succeeded; otherwise the highest exit code among those that failed of themselves, or 128 and
           the signal's number where this process was interrupted.
         """
+        environ = {**({} if self._verbose else _QUIET), **os.environ}
         with self._signals_noted():
             running: list[_Running] = []
             try:
                 for program in self._programs:
-                    running.append(_Running(program, self._cwd, self._lines))
+                    running.append(_Running(program, self._cwd, environ, self._lines))
                 self._watch(running)
             finally:
                 for party in running:
                     if party.is_running:
                         party.signal(signal.SIGKILL)
+        self._summarize(running)
         return self._exit_code(running)
 
     def _watch(self, running: Sequence[_Running]) -> None:
@@ -134,13 +160,13 @@ class Launcher:
         steps: Iterator[int] = iter(())
         seen_interrupts = 0
         while True:
-            self._print_lines()
+            self._print_lines(running)
             for party in running:
                 if party.is_read and party.name not in reported:
-                    self._print_lines()
+                    self._print_lines(running)
                     reported.add(party.name)
-                    self._report(party)
                     if party.exit_code and stop_at is None:
+                        self._announce(party, [other.name for other in running if other.is_running])
                         stop_at, steps = time.monotonic() + self._grace, iter((signal.SIGTERM, signal.SIGKILL))
             if len(reported) == len(running):
                 return
@@ -157,24 +183,37 @@ class Launcher:
                         party.signal(signum)
                 stop_at = time.monotonic() + _PATIENCE
 
-    def _print_lines(self) -> None:
+    def _print_lines(self, running: Sequence[_Running]) -> None:
         """Prints what has been read; waits a moment for a first line."""
+        parties = {party.name: party for party in running}
         with contextlib.suppress(queue.Empty):
-            line = self._lines.get(timeout=0.05)
+            name, line = self._lines.get(timeout=0.05)
             while True:
-                self._print(*line)
-                line = self._lines.get_nowait()
+                if self._verbose or not _MACHINE_NOTE.match(line):
+                    self._print(name, line)
+                    parties[name].last_line = line.strip() or parties[name].last_line
+                name, line = self._lines.get_nowait()
 
     def _print(self, name: str, line: str) -> None:
         prefix = f"{name:<{self._width}} | ", self._colours.get(name, "bold")
         self._console.print(Text.assemble(prefix, line))
 
-    def _report(self, party: _Running) -> None:
-        seconds = (party.ended or 0.0) - party.started
-        if party.stopped_by_us:
-            self._print("efl", f"{party.name} was stopped after {seconds:.1f} s")
-        elif party.exit_code:
-            self._print("efl", f"{party.name} failed with exit code {party.exit_code} after {seconds:.1f} s")
+    def _announce(self, party: _Running, others: Sequence[str]) -> None:
+        """Says at once that a party has failed, and what becomes of the others."""
+        if others:
+            verb = "has" if len(others) == 1 else "have"
+            left = f"the {' and the '.join(others)} {verb} {self._grace:g} s to end (--grace)"
+            self._print("efl", f"{party.name} failed (exit code {party.exit_code}); {left}")
+
+    def _summarize(self, running: Sequence[_Running]) -> None:
+        """Says last, in the order of their ends, how the parties that did not succeed have ended."""
+        for party in sorted(running, key=lambda party: party.ended or 0.0):
+            seconds = (party.ended or 0.0) - party.started
+            if party.stopped_by_us:
+                self._print("efl", f"{party.name} was stopped after {seconds:.1f} s")
+            elif party.exit_code:
+                why = f": {party.last_line}" if party.last_line else ""
+                self._print("efl", f"{party.name} failed after {seconds:.1f} s (exit code {party.exit_code}){why}")
 
     def _exit_code(self, running: Sequence[_Running]) -> int:
         if self._interrupts:

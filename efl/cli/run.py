@@ -56,9 +56,15 @@ class _RoleScript(click.ParamType):
     show_default=True,
     help="Seconds that a party has to end by itself after the other has failed.",
 )
+@click.option("--verbose", is_flag=True, help="Show every line of the parties, TensorFlow's notes on the machine too.")
 @click.pass_context
 def run(
-    ctx: click.Context, scripts: Sequence[Path], roles: Sequence[tuple[str, Path]], cwd: Path, grace: float
+    ctx: click.Context,
+    scripts: Sequence[Path],
+    roles: Sequence[tuple[str, Path]],
+    cwd: Path,
+    grace: float,
+    verbose: bool,
 ) -> None:
     """Run both parties of a federation on this machine.
 
@@ -68,7 +74,8 @@ def run(
         python SCRIPT --federal_role=ROLE --local_addr=... (or --peer_addr=...) ARGUMENTS
 
     on a free port of this machine, unless the arguments name addresses. Both logs appear here, each line after the
-    name of its party. Ctrl-C ends both. The exit code is the worse one of the two.
+    name of its party, without TensorFlow's notes on the machine. Ctrl-C ends both. The exit code is the worse one of
+    the two.
     """
     arguments: list[str] = ctx.meta.get(__name__, [])
     try:
@@ -80,7 +87,7 @@ def run(
         Program(role, [sys.executable, str(script.resolve()), f"--federal_role={role}", *addresses[role], *arguments])
         for role, script in by_role.items()
     ]
-    ctx.exit(Launcher(programs, cwd=cwd, grace=grace).run())
+    ctx.exit(Launcher(programs, cwd=cwd, grace=grace, verbose=verbose).run())
 
 
 def assign_roles(scripts: Sequence[Path], roles: Sequence[tuple[str, Path]] = ()) -> dict[str, Path]:

@@ -38,7 +38,7 @@ def run(title: str, *command: str | Path) -> None:
     _log.print(f"$ {shown.replace(str(HERE), '.').replace(sys.executable, 'python')}", style="dim", soft_wrap=True)
     # The programs run as a user would run them; a checkout that is not installed is found as well.
     path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONWARNINGS": "ignore::UserWarning"}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore::UserWarning:__main__"}
     environ = {**quiet, **os.environ, "PYTHONPATH": path}
     code = subprocess.run([str(part) for part in command], env=environ, check=False).returncode
     if code:

@@ -134,7 +134,7 @@ def test_the_exit_code_is_that_of_the_worse(folder: Path) -> None:
     assert efl_run("leader.py", "follower.py")[0] == 5
     code, lines = efl_run("--role", "leader=leader.py", "--role", "follower=fine.py")
     assert code == 3
-    assert re.fullmatch(r"efl      \| leader failed with exit code 3 after \d+\.\d s", lines[-1]), lines
+    assert re.fullmatch(r"efl      \| leader failed after \d+\.\d s \(exit code 3\)", lines[-1]), lines
 
 
 def test_a_party_may_end_early_without_harm_to_the_other(folder: Path) -> None:
@@ -152,6 +152,51 @@ def test_after_a_failure_the_other_may_say_its_own_last_words(folder: Path) -> N
     assert code == 1
     assert "leader   | ValueError: bad data" in lines
     assert "follower | my peer has failed" in lines
+    told = lines.index("efl      | leader failed (exit code 1); the follower has 10 s to end (--grace)")
+    assert lines.index("leader   | ValueError: bad data") < told < lines.index("follower | my peer has failed"), lines
+    assert re.fullmatch(r"efl      \| leader failed after .* s \(exit code 1\): ValueError: bad data", lines[-2]), lines
+    assert re.fullmatch(r"efl      \| follower failed after .* \(exit code 1\): my peer has failed", lines[-1]), lines
+
+
+NOTES = """\
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795259607.119778   14691 port.cc:153] oneDNN custom operations are on. You may see slightly different
+I0000 00:00:1795259607.120134   14691 cudart_stub.cc:31] Could not find cuda drivers on your machine
+2024-01-02 03:04:05.678901: I tensorflow/core/platform/cpu_feature_guard.cc:182] This TensorFlow binary is optimized
+To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow with the appropriate flags.
+E0000 00:00:1795259615.062615   14691 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error
+"""
+
+
+def test_tensorflows_notes_on_the_machine_are_dropped_unless_asked_for(folder: Path) -> None:
+    mine = "see port.cc and cuda_platform.cc:52] in my notes"
+    write(folder, leader=f"import sys; print({mine!r}); sys.stdout.write({NOTES!r}); sys.exit(3)", follower="")
+    code, lines = efl_run("leader.py", "follower.py")
+    assert code == 3
+    assert [line for line in lines if line.startswith("leader")] == [f"leader   | {mine}"]
+    assert lines[-1].endswith(f"(exit code 3): {mine}"), "a note is nobody's last words"
+    code, lines = efl_run("leader.py", "follower.py", "--verbose")
+    shown = [line.split(" | ", 1)[1] for line in lines if line.startswith("leader")]
+    assert shown == [mine, *NOTES.splitlines()]
+
+
+def test_tensorflow_itself_is_quiet(folder: Path) -> None:
+    write(folder, leader="import tensorflow as tf; print(tf.constant([1, 2]).shape)", follower="")
+    assert efl_run("leader.py", "follower.py") == (0, ["leader   | (2,)"])
+
+
+def test_the_parties_are_quiet_unless_the_user_says_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    level = "import os; print('level', os.environ.get('TF_CPP_MIN_LOG_LEVEL'))\n"
+    write(folder, leader=level + "import warnings; warnings.warn('advice')", follower="")
+    assert efl_run("leader.py", "follower.py") == (0, ["leader   | level 3"])
+    _, lines = efl_run("leader.py", "follower.py", "--verbose")
+    assert "leader   | level None" in lines and any("UserWarning: advice" in line for line in lines), lines
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+    _, lines = efl_run("leader.py", "follower.py")
+    assert "leader   | level 1" in lines and any("UserWarning: advice" in line for line in lines), lines
 
 
 def test_after_a_failure_a_party_that_hangs_is_stopped(folder: Path) -> None:
@@ -165,7 +210,7 @@ def test_after_a_failure_a_party_that_hangs_is_stopped(folder: Path) -> None:
 def test_a_party_ended_by_a_signal_counts_as_failed(folder: Path) -> None:
     write(folder, leader="import os; os.kill(os.getpid(), 9)", follower="")
     code, lines = efl_run("leader.py", "follower.py")
-    assert code == 137 and "leader failed with exit code 137" in lines[-1]
+    assert code == 137 and re.search(r"leader failed after .* \(exit code 137\)$", lines[-1]), lines
 
 
 # A party with a child of its own, as data loaders have.
