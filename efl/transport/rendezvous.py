@@ -34,8 +34,8 @@ class _Patience:
         if self.passed() >= self._next_log:
             self._next_log = self.passed() + _LOG_EVERY
             extra = f" ({note})" if note else ""
-            logger.info("%s: waiting for %s, %.0f s of %.0f s left%s",
-                        self._who, self._whom, max(0.0, self.left()), self.timeout, extra)  # fmt: skip
+            logger.info("%s: waiting for %s%s, %.0f s of %.0f s left",
+                        self._who, self._whom, extra, max(0.0, self.left()), self.timeout)  # fmt: skip
 
 
 def meet(talk: Conversation, timeout: float) -> Hello:
@@ -92,7 +92,7 @@ def _dial(talk: Conversation, timeout: float) -> Hello:
     patience = _Patience(talk.hello.role, f"the {talk.partner} at {address}", timeout)
     backoff, note = _FIRST_BACKOFF, ""
     while patience.left() > 0 and not talk.over:
-        patience.log(note)
+        patience.log(_in_short(note))
         connection = stream.Dialled(talk.endpoint, talk)
         with talk.lock:
             talk.gone = False
@@ -117,6 +117,17 @@ def _dial(talk: Conversation, timeout: float) -> Hello:
         "Is the "
         f"{talk.partner} started, is {address} its address, does a firewall block the port?"
     )
+
+
+def _in_short(note: str) -> str:
+    """Why a follower still waits, without gRPC's text: that matters only where the waiting was in vain."""
+    if " lost the " not in note:
+        return note
+    if "Connection refused" in note:
+        return "nobody listens there yet"
+    if "resolving" in note or "DNS resolution" in note:
+        return "this host's address is not known here yet"
+    return "no connection yet"
 
 
 def _outcome(talk: Conversation, connection: stream.Connection, seconds: float) -> EflError | None:
