@@ -39,7 +39,7 @@ def check_features(features: Any, sample: str) -> dict[str, Any]:
 
 
 def check_tensor(value: Any, who: str) -> None:
-    """Raises :class:`ModelError` unless ``value`` is a tensor or SparseTensor of the current graph."""
+    """Raises ``ModelError`` unless ``value`` is a tensor or SparseTensor of the current graph."""
     sparse = isinstance(value, tf.SparseTensor)
     parts = [value.indices, value.values, value.dense_shape] if sparse else [value]
     for part in parts:

@@ -1,6 +1,6 @@
 """What two parties say to each other while they step through a model. No TensorFlow.
 
-An :class:`Exchange` sits between a :class:`~efl.transport.Channel` and the inboxes of a graph. Per scope (mode and
+An ``Exchange`` sits between a ``Channel`` and the inboxes of a graph. Per scope (mode and
 task) it counts steps, decides which arriving message belongs to which step, carries the end of data and the leader's
 "this step is the last" between the parties, compares sample ids, measures how long a step waited for the peer, and
 remembers why the run failed. ``docs/architecture/core.md`` tells the story in order.
@@ -74,7 +74,7 @@ class Exchange:
     Args:
       role: This party's role.
       peer_role: The other party's role.
-      timeout: Seconds after which a step that waits for a message ends in :class:`DeadlineError`.
+      timeout: Seconds after which a step that waits for a message ends in ``DeadlineError``.
       scan_interval: Seconds between two looks at the waiting steps.
     """
 

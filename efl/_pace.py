@@ -1,4 +1,4 @@
-"""The step counter of a model that trains alone; the same interface as :class:`efl._exchange.Exchange`."""
+"""The step counter of a model that trains alone; the same interface as ``Exchange``."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class IdLedger:
         return {"size": batch.size, "rows": base64.b64encode(rows).decode()}
 
     def verdict(self, step: int, key: bytes, body: Mapping[str, Any], role: str, peer_role: str) -> str:
-        """In words, where this party's batch differs from the one whose :meth:`rows` the peer sent.
+        """In words, where this party's batch differs from the one whose ``rows`` the peer sent.
 
         Raises:
           KeyError, TypeError, ValueError: ``body`` is malformed.

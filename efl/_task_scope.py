@@ -37,7 +37,7 @@ class TaskScope:
       task: The task's name (letters, digits, ``_ . -``, at most 64), or ``None`` where there is only one task.
 
     Raises:
-      ModelError: ``mode`` is not a :class:`MODE` or ``task`` is not a name.
+      ModelError: ``mode`` is not a ``MODE`` or ``task`` is not a name.
     """
 
     mode: MODE | None = None
@@ -84,5 +84,5 @@ def task_scope(mode: MODE | None = None, task: str | None = None) -> Iterator[Ta
 
 
 def current_task_scope() -> TaskScope:
-    """Returns the current :class:`TaskScope`; outside any, the one whose mode and task are ``None``."""
+    """Returns the current ``TaskScope``; outside any, the one whose mode and task are ``None``."""
     return _current.get()

@@ -4,8 +4,8 @@ Users make datasets and iterators at the top of a module, after the imports and 
 execution on, ``iterator.get_next()`` would hand out one constant batch there, and the model would train on it in
 silence. So the switch must happen at the import itself, in whichever order the two import lines come:
 
-* TensorFlow first: :func:`install`, called by ``import efl``, switches at once.
-* efl first: :func:`install` leaves a finder on ``sys.meta_path`` that lets the ordinary finders find TensorFlow, and
+* TensorFlow first: ``install``, called by ``import efl``, switches at once.
+* efl first: ``install`` leaves a finder on ``sys.meta_path`` that lets the ordinary finders find TensorFlow, and
   switches when its ``__init__`` has run. efl itself never imports TensorFlow to do so.
 
 The environment variable ``EFL_KEEP_EAGER=1`` leaves TensorFlow as it is; a model then has to be built inside

@@ -1,8 +1,8 @@
 """Send and receive inside a TensorFlow graph.
 
-A :class:`Communicator` turns a channel to the peer into graph ops. A send is a non-blocking ``numpy_function``; a
-receive is the dequeue of an :class:`~efl._inbox.Inbox`, which holds no thread while it waits.
-:class:`~efl.FederalModel` owns one and drives it; used by itself, a session with :attr:`Communicator.hook` does:
+A ``Communicator`` turns a channel to the peer into graph ops. A send is a non-blocking ``numpy_function``; a
+receive is the dequeue of an ``Inbox``, which holds no thread while it waits.
+``FederalModel`` owns one and drives it; used by itself, a session with ``Communicator.hook`` does:
 
     comm = efl.Communicator("leader", peer_addr="", local_addr="localhost:50051")
     x = tf.reshape(comm.recv("x"), [-1, 8])
@@ -173,7 +173,7 @@ class Communicator:
 
         Args:
           ids: [batch] or [batch, 1], integers or strings. What a peer learns: see ``efl/_sample_check.py``.
-          block: [batch] int64, index of each row's block (see :meth:`name_blocks`), or None.
+          block: [batch] int64, index of each row's block (see ``name_blocks``), or None.
           row: [batch] int64, row within that block, or None.
 
         Raises:
@@ -249,7 +249,7 @@ class Communicator:
     def add_step(self) -> tf.Operation:
         """Makes an op that ends the current step of the communicator's own scope and begins the next.
 
-        Only for sessions that run without :attr:`hook` (which does the same after each run); :meth:`initialize` begins
+        Only for sessions that run without ``hook`` (which does the same after each run); ``initialize`` begins
         the first step. Messages are matched by step, so both parties must count the same steps.
         """
 
@@ -262,7 +262,7 @@ class Communicator:
 
     @property
     def hook(self) -> CommunicatorHook:
-        """A ``SessionRunHook`` that connects, counts steps and shuts down. :class:`~efl.FederalModel` needs none."""
+        """A ``SessionRunHook`` that connects, counts steps and shuts down. ``FederalModel`` needs none."""
         if self._hook is None:
             from efl.hooks.communicator_hook import CommunicatorHook  # which imports this module
 
@@ -343,7 +343,7 @@ class Communicator:
         self.exchange.bind()
 
     def shutdown(self, sess: tf.Session | None = None) -> None:
-        """Says goodbye and closes the channel; a later :meth:`connect` starts anew."""
+        """Says goodbye and closes the channel; a later ``connect`` starts anew."""
         self.exchange.closing()
         if self._channel is not None:
             self._channel.close()
@@ -374,7 +374,7 @@ class Communicator:
         self._connected().send_control("ckpt", {"version": str(version)})
 
     def recv_ckpt_version(self, sess: tf.Session) -> str:
-        """Waits for the peer's :meth:`send_ckpt_version` and returns its version."""
+        """Waits for the peer's ``send_ckpt_version`` and returns its version."""
         return str(self._connected().recv_control("ckpt", self._connect_timeout).get("version", ""))
 
     def send_plan(self, name: str, plan: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Every error that efl raises on purpose.
 
-All derive from :class:`EflError`; each message says what was expected, what arrived, from whom, and what to do.
+All derive from ``EflError``; each message says what was expected, what arrived, from whom, and what to do.
 """
 
 from __future__ import annotations

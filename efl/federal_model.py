@@ -1,4 +1,4 @@
-"""A model that trains with a peer: :class:`efl.Model` plus ``send`` and ``recv``."""
+"""A model that trains with a peer: ``efl.Model`` plus ``send`` and ``recv``."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class FederalModel(Model):
       federal_role: ``"leader"`` or ``"follower"``.
       peer_addr: ``host:port`` that a follower dials.
       local_addr: ``host:port`` that a leader listens on.
-      seed: As for :class:`efl.Model`.
+      seed: As for ``efl.Model``.
       settings: Everything at once instead.
-      **options: Further fields of :class:`efl.settings.Settings`, such as ``connect_timeout``.
+      **options: Further fields of ``Settings``, such as ``connect_timeout``.
 
     Raises:
       ConfigError: No role, or a setting that efl cannot work with.
@@ -144,7 +144,7 @@ class FederalModel(Model):
           The received tensor.
 
         Raises:
-          ModelError: As for :meth:`send`.
+          ModelError: As for ``send``.
         """
         scope = self._exchange_scope(f"recv({name!r})", None, task)
         self._check_grad(f"recv({name!r})", scope, tf.as_dtype(dtype), require_grad)

@@ -22,19 +22,19 @@ class FederalSample(Sample):
     sample ids where they must not be guessed at.
 
     Args:
-      features: As in :class:`~efl.Sample`. Those of ``FederalDataIO.read()`` also say which row of which block a
+      features: As in ``Sample``. Those of ``FederalDataIO.read()`` also say which row of which block a
         difference is in.
-      columns: As in :class:`~efl.Sample`.
+      columns: As in ``Sample``.
       federal_role: ``model.federal_role``.
       communicator: ``model.communicator``. May be None only with ``verify_id=False``.
       sample_id_name: The feature that identifies a row on both sides: integers or strings, ``[batch]`` or
         ``[batch, 1]``.
       verify_id: Whether to compare ids.
-      name: As in :class:`~efl.Sample`.
+      name: As in ``Sample``.
 
     Raises:
       ConfigError: A role that is not the communicator's, or no communicator.
-      ModelError: ``verify_id`` without ``sample_id_name``; what :class:`~efl.Sample` refuses.
+      ModelError: ``verify_id`` without ``sample_id_name``; what ``Sample`` refuses.
       DataError: There is no such feature, or it cannot be an id.
     """
 
@@ -94,7 +94,7 @@ class FederalSample(Sample):
         return tf.group(self._ids, name="verify_sample_id")
 
     def before_step_ops(self) -> list[tf.Operation]:
-        """Returns :meth:`verify_sample_id` where ids are compared."""
+        """Returns ``verify_sample_id`` where ids are compared."""
         return [self.verify_sample_id()] if self._verifies else []
 
     def _find_ids(self, sample_id_name: str) -> tf.Tensor:

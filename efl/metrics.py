@@ -1,4 +1,4 @@
-"""Ranking metrics that cost little per step: :func:`auc` and :func:`gauc` (AUC within groups).
+"""Ranking metrics that cost little per step: ``auc`` and ``gauc`` (AUC within groups).
 
 Both return the ``(value, update_op)`` pair that ``tf.metrics.*`` return. Their state lies in local variables
 of the collections ``LOCAL_VARIABLES`` and ``METRIC_VARIABLES``, so that running those variables' initializers
@@ -271,7 +271,7 @@ def _area(histogram: tf.Tensor, bins: int, name: str) -> tf.Tensor:
 
 
 class _GroupedArea:
-    """Computes the value of :func:`gauc` from the kept rows."""
+    """Computes the value of ``gauc`` from the kept rows."""
 
     def __init__(self, label: str) -> None:
         self._label = label

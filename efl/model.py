@@ -6,7 +6,7 @@
     CNN.compile()
     CNN.fit(efl.procedure_fn.train_and_evaluate(train_step=100, eval_step=10, max_iter=5))
 
-:class:`~efl.FederalModel` is the same with a peer. The graph is built in TensorFlow's default graph.
+``FederalModel`` is the same with a peer. The graph is built in TensorFlow's default graph.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Model:
     def loss_fn(self, loss_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
         """Sets a task's loss: ``loss_fn(model, sample) -> loss``.
 
-        The loss is a scalar or a vector (see ``opt_config`` of :meth:`compile`).
+        The loss is a scalar or a vector (see ``opt_config`` of ``compile``).
         """
         return self._define(self._loss_fns, loss_fn, task, "loss_fn")
 
@@ -107,7 +107,7 @@ class Model:
     def optimizer_fn(self, optimizer_fn: Callable[[Model, str | None], Any], task: str | None = None) -> Model:
         """Sets a task's optimizers: ``optimizer_fn(model, task) -> {optimizer: (variables, scope)}``.
 
-        Usually made by :func:`efl.optimizer_fn.optimizer_setter` or :func:`efl.optimizer_fn.scope_optimizer`.
+        Usually made by ``efl.optimizer_fn.optimizer_setter`` or ``efl.optimizer_fn.scope_optimizer``.
         """
         return self._define(self._opt_fns, optimizer_fn, task, "optimizer_fn")
 
@@ -159,7 +159,7 @@ class Model:
         self._extra_data[key] = value
 
     def get_extra_data(self, key: Any) -> Any:
-        """Returns what :meth:`add_extra_data` kept.
+        """Returns what ``add_extra_data`` kept.
 
         Raises:
           ModelError: Nothing was kept under that key.
@@ -224,7 +224,7 @@ class Model:
         A second ``fit`` in the same process goes on with the weights and readers that the first one left.
 
         Args:
-          procedure_fn: Made by :mod:`efl.procedure_fn`, or a function of the model that calls :meth:`run_stage`.
+          procedure_fn: Made by ``efl.procedure_fn``, or a function of the model that calls ``run_stage``.
           log_step: Steps between two log lines.
           project_name: Names the run in logs; equal on both parties.
           checkpoint_dir: Where checkpoints lie (a folder per role below it). The newest is restored; a run of the same
@@ -374,7 +374,7 @@ class Model:
 
     @property
     def extra_data(self) -> dict[Any, Any]:
-        """What :meth:`add_extra_data` kept."""
+        """What ``add_extra_data`` kept."""
         return dict(self._extra_data)
 
     @property

@@ -5,7 +5,7 @@
     sample = efl.Sample(features, columns)
     logits = tf.layers.dense(sample["deep"], 1)
 
-In a federation, :class:`efl.FederalSample` also compares the rows with the peer's.
+In a federation, ``efl.FederalSample`` also compares the rows with the peer's.
 """
 
 from __future__ import annotations

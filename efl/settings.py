@@ -1,6 +1,6 @@
 """Where a party's settings come from: keyword arguments, the command line, the environment. No TensorFlow.
 
-A :class:`Settings` is read when a model or a communicator is made, never at import:
+A ``Settings`` is read when a model or a communicator is made, never at import:
 
     settings = Settings.load(seed=1)        # and --federal_role=leader on the command line
     settings.federal_role, settings.local_addr
@@ -303,7 +303,7 @@ def command_line_settings(argv: Sequence[str]) -> Iterator[tuple[str, Any, str]]
       argv: Command line without the program's name. What follows ``--`` is not looked at.
 
     Yields:
-      (field of :class:`Settings`, text given for it, the flag), in the order of the command line.
+      (field of ``Settings``, text given for it, the flag), in the order of the command line.
 
     Raises:
       ConfigError: A flag lacks its value.

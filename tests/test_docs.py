@@ -81,6 +81,15 @@ def test_links_to_files_of_the_project_hold(page: str) -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_docstrings_are_markdown_without_sphinxs_roles() -> None:
+    """The API reference would show ``:meth:`` as it stands."""
+    role = re.compile(r":[a-z]+(?::[a-z]+)?:`")
+    assert role.search("see :py:meth:`run` and :class:`~efl.Model`")
+    sources = sorted((ROOT / "efl").rglob("*.py"))
+    assert len(sources) > 40
+    assert [str(path) for path in sources if role.search(path.read_text())] == []
+
+
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a reader parses (the declared features) and what it hands out (:class:`Features`)."""
+"""What a reader parses (the declared features) and what it hands out (``Features``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Features(dict[str, Any]):
     """A batch: feature name to tensor, in the order of declaration; also knows where its rows come from.
 
     Attributes:
-      origin: The rows' blocks and numbers; :class:`efl.FederalSample` uses them to say which row is out of line.
+      origin: The rows' blocks and numbers; ``efl.FederalSample`` uses them to say which row is out of line.
         None for the values that ``session.run(features)`` returns.
     """
 

@@ -32,7 +32,7 @@ class Source:
     Attributes:
       paths: ``[blocks]`` strings, in base order.
       compressions: ``[blocks]`` strings: ``""``, ``"GZIP"`` or ``"ZLIB"``.
-      state: ``[5]`` int64, see :class:`efl.data._reader_state.ReaderState`.
+      state: ``[5]`` int64, see ``ReaderState``.
     """
 
     paths: tf.Tensor
@@ -95,7 +95,7 @@ def _in_order(source: Source, plan: Plan) -> tf.data.Dataset:
 
 
 def _shuffled(source: Source, plan: Plan) -> tf.data.Dataset:
-    """As :func:`_in_order`; order of blocks and rows are functions of (seed, epoch) and (seed, epoch, block)."""
+    """As ``_in_order``; order of blocks and rows are functions of (seed, epoch) and (seed, epoch, block)."""
     blocks, seed = source.blocks, source.state[0]
     first_epoch = source.state[1]
 

@@ -1,7 +1,7 @@
 """Where a reader stands: which record comes next, in which order of the data.
 
 The position is kept in a graph variable that is assigned in the very step that consumes a batch, so that it is saved
-and restored with the weights; :class:`ReaderState` is its value outside the graph.
+and restored with the weights; ``ReaderState`` is its value outside the graph.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class ReaderState:
         return cls(*(int(value) for value in vector))
 
     def to_json(self) -> str:
-        """Serialises the state, for :meth:`efl.data.DataIO.restore_from_reader_state_op`."""
+        """Serialises the state, for ``efl.data.DataIO.restore_from_reader_state_op``."""
         return json.dumps(self.__dict__)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ReaderState:
-        """Reads what :meth:`to_json` wrote.
+        """Reads what ``to_json`` wrote.
 
         Raises:
           DataError: ``text`` is something else.

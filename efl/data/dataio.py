@@ -6,7 +6,7 @@
     features = dataio.read()  # {"feature": [batch, 392], "label": [batch, 1]}
     model.add_hooks([dataio.get_hook()])
 
-The dict goes into :class:`efl.Sample`.
+The dict goes into ``efl.Sample``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 class DataIO:
     """Reader of the TFRecord files below a folder.
 
-    All files in the folder and its sub-folders (or in those named with :meth:`add_file_node`) are read in the order of
+    All files in the folder and its sub-folders (or in those named with ``add_file_node``) are read in the order of
     their relative paths, whatever their suffix; hidden files (``.x``, ``_x``) and ``.json``, ``.txt``, ``.md``,
     ``.csv``, ``.crc``, ``.tmp``, ``.log`` files are passed over. Files may be compressed with gzip or zlib, which is
     told by their first bytes.
@@ -133,7 +133,7 @@ class DataIO:
         self._nodes.append(node)
 
     def add_file_nodes(self, nodes: Iterable[str]) -> None:
-        """Reads several sub-folders; see :meth:`add_file_node`."""
+        """Reads several sub-folders; see ``add_file_node``."""
         if isinstance(nodes, str):
             raise ConfigError(f"{self._owner}: add_file_nodes({nodes!r}): expected a list; use add_file_node for one")
         for node in nodes:
@@ -162,7 +162,7 @@ class DataIO:
 
         Args:
           name: Its name in the records; a record without it has no values.
-          dtype: As in :meth:`fixedlen_feature`.
+          dtype: As in ``fixedlen_feature``.
 
         Raises:
           ConfigError: A repeated name or a bad ``dtype``.
@@ -206,7 +206,7 @@ class DataIO:
     def init_dataset(self) -> tf.data.Dataset:
         """Makes a dataset of the same batches, for iterators of your own.
 
-        It begins at the first record and has no part in checkpoints; :meth:`read` has.
+        It begins at the first record and has no part in checkpoints; ``read`` has.
 
         Returns:
           A dataset of dicts from feature name to tensor.
@@ -241,7 +241,7 @@ class DataIO:
             self._begin(sess, again=False)
 
     def forget(self, sess: tf.Session) -> None:
-        """Forgets a restored position: the next :meth:`initialize_iter` or :meth:`resume` begins at the start."""
+        """Forgets a restored position: the next ``initialize_iter`` or ``resume`` begins at the start."""
         self._read_graph().forget(sess)
 
     def resume(self, sess: tf.Session) -> None:
@@ -255,14 +255,14 @@ class DataIO:
         self._begin(sess, again=True)
 
     def reader_state(self, sess: tf.Session) -> str:
-        """Returns the position as a string (JSON), for :meth:`restore_from_reader_state_op`."""
+        """Returns the position as a string (JSON), for ``restore_from_reader_state_op``."""
         return self._read_graph().state(sess).to_json()
 
     def restore_from_reader_state_op(self, reader_state: str | bytes) -> tf.Operation:
-        """Makes an op that sets the position. Reading goes on there after the next :meth:`initialize_iter`.
+        """Makes an op that sets the position. Reading goes on there after the next ``initialize_iter``.
 
         Args:
-          reader_state: What :meth:`reader_state` returned.
+          reader_state: What ``reader_state`` returned.
 
         Raises:
           DataError: ``reader_state`` is not such a string.
@@ -271,7 +271,7 @@ class DataIO:
         return self._read_graph().restore_op(ReaderState.from_json(reader_state))
 
     def get_hook(self) -> tf.train.SessionRunHook:
-        """Returns a hook that calls :meth:`initialize_iter` when a session was created."""
+        """Returns a hook that calls ``initialize_iter`` when a session was created."""
         return _ReaderHook(self)
 
     def explain(self, error: Exception) -> DataError | None:

@@ -1,4 +1,4 @@
-"""Reads the same rows on both sides: a :class:`~efl.data.DataIO` whose order the leader decides.
+"""Reads the same rows on both sides: a ``DataIO`` whose order the leader decides.
 
 When reading starts, the leader sends a plan (the blocks in order, where to begin, the seed of the random order), and
 the follower reads by it. What the follower learns: names of the leader's blocks and the order of reading. What the
@@ -23,7 +23,7 @@ _PART_BYTES = 1 << 18  # of block names in one message
 
 
 class _Communicator(Protocol):
-    """What a reader needs of :class:`efl.Communicator`."""
+    """What a reader needs of ``efl.Communicator``."""
 
     federal_role: str
 
@@ -45,18 +45,18 @@ class FederalDataIO(DataIO):
       batch_size: Records in a batch.
       communicator: The channel to the peer (``model.communicator``).
       role: ``"leader"`` or ``"follower"``; must be the communicator's (``model.federal_role``).
-      worker_idx: As in :class:`~efl.data.DataIO`.
-      worker_num: As in :class:`~efl.data.DataIO`.
-      prefetch: As in :class:`~efl.data.DataIO`; may differ between the parties.
-      num_epochs: As in :class:`~efl.data.DataIO`.
-      save_interval: As in :class:`~efl.data.DataIO`: kept for compatibility.
-      drop_remainder: As in :class:`~efl.data.DataIO`.
+      worker_idx: As in ``DataIO``.
+      worker_num: As in ``DataIO``.
+      prefetch: As in ``DataIO``; may differ between the parties.
+      num_epochs: As in ``DataIO``.
+      save_interval: As in ``DataIO``: kept for compatibility.
+      drop_remainder: As in ``DataIO``.
       data_mode: ``"data-join"``: the folders hold the blocks of a join, named alike on both sides; the follower
         looks up each block that the leader names and may hold more. ``"local"``: both parties hold files of the
         same names, and any difference is an error.
-      name: As in :class:`~efl.data.DataIO`; the same on both sides.
-      shuffle: As in :class:`~efl.data.DataIO`.
-      seed: As in :class:`~efl.data.DataIO`; the leader's counts.
+      name: As in ``DataIO``; the same on both sides.
+      shuffle: As in ``DataIO``.
+      seed: As in ``DataIO``; the leader's counts.
 
     Raises:
       ConfigError: An argument out of range, or a role that is not the communicator's.
@@ -96,7 +96,7 @@ class FederalDataIO(DataIO):
         self._own: list[Block] = []  # what this party holds; the leader's plan says which of it is read
 
     def read(self) -> Features:
-        """As :meth:`DataIO.read`; also has the handshake compare the settings of both readers."""
+        """As ``DataIO.read``; also has the handshake compare the settings of both readers."""
         features = super().read()
         self._own = self._blocks
         settings = {
@@ -112,7 +112,7 @@ class FederalDataIO(DataIO):
         return features
 
     def init_dataset(self) -> tf.data.Dataset:
-        """Makes a dataset of this party's batches in this party's order; see :meth:`DataIO.init_dataset`.
+        """Makes a dataset of this party's batches in this party's order; see ``DataIO.init_dataset``.
 
         Raises:
           ConfigError: With ``shuffle`` but without ``seed``: the parties could not read in the same order.

@@ -16,7 +16,7 @@ class FederalDataset(tf.data.Dataset):
     """Records of TFRecord files, block by block.
 
     An element is ``(record, block_id, sample_index)``: a scalar string, a scalar string, and a scalar int64, the number
-    of the record in its block. For readers written by hand; :class:`efl.data.FederalDataIO` needs none.
+    of the record in its block. For readers written by hand; ``FederalDataIO`` needs none.
 
         dataset = efl.data.FederalDataset(["a.tfrecord", "b.tfrecord"], block_ids=["a", "b"], sample_index=17)
         record, block_id, index = tf.data.make_one_shot_iterator(dataset).get_next()  # record 17 of block "a" first

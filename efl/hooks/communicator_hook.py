@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CommunicatorHook(tf.train.SessionRunHook):
-    """Connects a stand-alone :class:`Communicator` to a session: initialize, count steps, shut down."""
+    """Connects a stand-alone ``Communicator`` to a session: initialize, count steps, shut down."""
 
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator

@@ -71,7 +71,7 @@ class Reporter:
 
 
 class StageReport:
-    """The report of one stage; made by :meth:`Reporter.stage`."""
+    """The report of one stage; made by ``Reporter.stage``."""
 
     def __init__(self, reporter: Reporter, program: Program, total: int | None, done: int) -> None:
         self._reporter = reporter

@@ -51,7 +51,7 @@ class StageManager:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
+        """Takes up what ``state`` gave."""
         self.reset()
         self.index, self.steps = int(state["index"]), int(state["steps"])
         self.seconds = float(state["seconds"])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Stage(abc.ABC):
-    """A part of a model's run. Subclasses implement :meth:`run`; ``model.run_stage(name, stage)`` calls it.
+    """A part of a model's run. Subclasses implement ``run``; ``model.run_stage(name, stage)`` calls it.
 
     A restarted run skips the stages that were finished and goes on in the one it was in.
     """
@@ -41,7 +41,7 @@ class Stage(abc.ABC):
         return self._model
 
     def bind(self, model: Model) -> None:
-        """Called by ``model.run_stage`` before :meth:`run`."""
+        """Called by ``model.run_stage`` before ``run``."""
         self._model = model
 
     @abc.abstractmethod
@@ -49,5 +49,5 @@ class Stage(abc.ABC):
         """Does the stage's work."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls :meth:`run`."""
+        """Calls ``run``."""
         return self.run(*args, **kwargs)

@@ -1,8 +1,8 @@
 """The transport of efl: a channel of named tensors between two parties. Knows nothing of TensorFlow.
 
-Pure parts: :mod:`frame`, :mod:`codec`, :mod:`handshake`, :mod:`inbound`, :mod:`outbound`,
-:mod:`ledger`, :mod:`events`, :mod:`link`.
-The shell: :mod:`channel`, :mod:`conversation`, :mod:`rendezvous`, :mod:`mailbox`, :mod:`stream`.
+Pure parts: ``frame``, ``codec``, ``handshake``, ``inbound``, ``outbound``,
+``ledger``, ``events``, ``link``.
+The shell: ``channel``, ``conversation``, ``rendezvous``, ``mailbox``, ``stream``.
 """
 
 from __future__ import annotations

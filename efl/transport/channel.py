@@ -55,17 +55,17 @@ class Channel:
     # ---- before connect
 
     def subscribe(self, name: str, callback: TensorCallback) -> None:
-        """Has the tensors of ``name`` handed to a callback in place of :meth:`recv`.
+        """Has the tensors of ``name`` handed to a callback in place of ``recv``.
 
         Args:
           name: A tensor of the hello with direction "recv".
           callback: Called as ``callback(step, array, digest)``, in order, from the thread that reads the stream: it
             must not wait for the peer. ``array`` may be read-only. The message counts against the window, which bounds
-            how far the peer is ahead, until the callback returns; where it returns False, until :meth:`consumed`.
-            If it raises, this party fails (see :meth:`abort`).
+            how far the peer is ahead, until the callback returns; where it returns False, until ``consumed``.
+            If it raises, this party fails (see ``abort``).
 
         Raises:
-          ConfigError: After :meth:`connect`, for an unknown name, or twice for one.
+          ConfigError: After ``connect``, for an unknown name, or twice for one.
         """
         self._before_connect("subscribe")
         if name not in self._receives:
@@ -85,7 +85,7 @@ class Channel:
         self._talk.consumed(keys)
 
     def on_control(self, topic: str, callback: ControlCallback) -> None:
-        """Has the control messages of ``topic`` handed to a callback in place of :meth:`recv_control`.
+        """Has the control messages of ``topic`` handed to a callback in place of ``recv_control``.
 
         Args:
           topic: The address.
@@ -93,7 +93,7 @@ class Channel:
           the stream.
 
         Raises:
-          ConfigError: After :meth:`connect`, or twice for one topic.
+          ConfigError: After ``connect``, or twice for one topic.
         """
         self._before_connect("on_control")
         if topic in self._talk.control_callbacks:
@@ -103,7 +103,7 @@ class Channel:
     def on_failure(self, callback: Callable[[EflError], None]) -> None:
         """Has ``callback`` called once, from any thread, when the conversation fails after it began.
 
-        Not when this party itself calls :meth:`abort` or :meth:`close`. At once, when it has failed already.
+        Not when this party itself calls ``abort`` or ``close``. At once, when it has failed already.
         """
         with self._talk.lock:
             error = self._talk.error
@@ -155,7 +155,7 @@ class Channel:
 
     @property
     def peer(self) -> Hello | None:
-        """The peer's hello, or None before :meth:`connect`."""
+        """The peer's hello, or None before ``connect``."""
         return self._talk.link.peer if self._talk.met and self._talk.link is not None else None
 
     @property

@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
 
 
 def dtype_names() -> list[str]:
-    """The names of the dtypes that can travel, as :class:`TensorSpec` spells them."""
+    """The names of the dtypes that can travel, as ``TensorSpec`` spells them."""
     return [name for name, code in _CODES.items() if code == STRING or code in _DTYPES]
 
 
@@ -75,7 +75,7 @@ def encode(array: np.ndarray) -> Encoded:
     """Views an array as bytes (copies only where its memory is not contiguous or not little-endian).
 
     Args:
-      array: Any dtype of :func:`dtype_names`, any shape. Strings as an object array of ``bytes``.
+      array: Any dtype of ``dtype_names``, any shape. Strings as an object array of ``bytes``.
 
     Returns:
       Code, shape and payload. The payload is only valid as long as the array is not changed.
@@ -152,7 +152,7 @@ def decode(code: int, shape: tuple[int, ...], payload: memoryview) -> np.ndarray
 
     Args:
       code: A known wire code.
-      shape: The array's shape; its size must have been checked with :func:`payload_bytes`.
+      shape: The array's shape; its size must have been checked with ``payload_bytes``.
       payload: The bytes.
 
     Returns:

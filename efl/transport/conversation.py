@@ -1,6 +1,6 @@
 """The engine of a channel: the link, its lock, its mailboxes and callbacks, the thread that keeps time.
 
-:class:`~efl.transport.channel.Channel` is its public face, :mod:`efl.transport.rendezvous` finds the peer.
+``Channel`` is its public face, ``efl.transport.rendezvous`` finds the peer.
 One lock guards the link and the mailboxes. Callbacks run outside the lock, in order, in the thread that
 reads the stream.
 """
@@ -99,7 +99,7 @@ class Conversation(stream.Handler):
             self.changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Waits for :meth:`notify`."""
+        """Waits for ``notify``."""
         self.waiting += 1
         try:
             self.changed.wait(timeout)
@@ -138,7 +138,7 @@ class Conversation(stream.Handler):
     # ---- what arrives (reading threads)
 
     def on_message(self, connection: stream.Connection, message: bytes) -> None:
-        """See :class:`stream.Handler`."""
+        """See ``stream.Handler``."""
         if connection is not self.connection and not self._admit(connection, message):
             return
         failure: ProtocolError | None = None
@@ -269,7 +269,7 @@ class Conversation(stream.Handler):
             self._in_callback = False
 
     def on_end(self, connection: stream.Connection, why: str) -> None:
-        """See :class:`stream.Handler`."""
+        """See ``stream.Handler``."""
         with self.lock:
             if connection is not self.connection or self.link is None:
                 return

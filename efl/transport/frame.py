@@ -4,7 +4,7 @@ A frame is a fixed header of 80 bytes, an optional 16-byte digest, the shape (8 
 the payload, padding. All numbers are little-endian. The first eight bytes are xxh3_64 over everything that
 follows in the frame, so that a frame that was cut, mixed up or altered by accident is noticed before any of
 it is believed. (It is no protection against a peer who lies: what a frame claims is checked by
-:mod:`efl.transport.inbound`.)
+``efl.transport.inbound``.)
 
 Headers end 16 bytes after a multiple of 64 because CPython's ``bytes`` start their data 32 bytes into a
 block that the allocator, for large blocks, places 16 bytes into a page: so the payload of a large message

@@ -1,7 +1,7 @@
 """What both parties must agree on before anything else travels.
 
-Each side sends a :class:`Hello`: the tensors it will send and receive, the *terms* that must be the same on
-both sides (procedure, batch size, ...) and *facts* that it only tells. Both compute :func:`disagreements`;
+Each side sends a ``Hello``: the tensors it will send and receive, the *terms* that must be the same on
+both sides (procedure, batch size, ...) and *facts* that it only tells. Both compute ``disagreements``;
 where there is one, both stop with the whole list.
 """
 
@@ -32,7 +32,7 @@ class TensorSpec:
 
     Attributes:
       name: Its name on the wire, for example ``"train/fc1"`` or ``"train:ctr/fc1/grad"``.
-      dtype: ``"float32"``, ``"int64"``, ``"string"``, ...; see :func:`efl.transport.codec.dtype_names`.
+      dtype: ``"float32"``, ``"int64"``, ``"string"``, ...; see ``efl.transport.codec.dtype_names``.
       shape: Static shape with None for what varies; None when even the rank varies.
       direction: ``"send"`` or ``"recv"``.
       require_grad: Whether a gradient of it comes back.

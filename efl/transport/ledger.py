@@ -1,6 +1,6 @@
 """Frames on their way out: their sequence numbers, and what is kept until the peer has acknowledged it.
 
-Pure: no sockets, threads or clocks. A replay after a lost connection will send :attr:`Ledger.kept` again.
+Pure: no sockets, threads or clocks. A replay after a lost connection will send ``Ledger.kept`` again.
 """
 
 from __future__ import annotations

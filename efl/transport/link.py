@@ -1,7 +1,7 @@
 """The conversation with one peer as a pure state machine: bytes in -> events out, and bytes to send.
 
-No sockets, no threads, no clocks: the time is an argument. :class:`~efl.transport.channel.Channel` is the
-shell around it. One :class:`Link` lives as long as one conversation::
+No sockets, no threads, no clocks: the time is an argument. ``Channel`` is the
+shell around it. One ``Link`` lives as long as one conversation::
 
     HELLO --(peer's hello, no disagreement)--> AGREED --(peer's ACCEPT)--> OPEN --> OVER
                                                                            (goodbyes, refusal, abort, error)
@@ -104,7 +104,7 @@ class Link:
     # ---- sending
 
     def prepare(self, name: str, step: int, array: np.ndarray, digest: bytes = b"") -> Outgoing:
-        """Checks a tensor; see :meth:`Outbound.prepare`. Touches nothing that changes: needs no lock."""
+        """Checks a tensor; see ``Outbound.prepare``. Touches nothing that changes: needs no lock."""
         return self._outbound.prepare(name, step, array, digest)
 
     def ready(self, out: Outgoing) -> bool:
@@ -114,7 +114,7 @@ class Link:
         return bool(out.offset) or self._outbound.room(out)
 
     def transmit(self, out: Outgoing) -> None:
-        """Queues the next piece of ``out``; :meth:`ready` must hold.
+        """Queues the next piece of ``out``; ``ready`` must hold.
 
         Raises:
           ConfigError: The step is not larger than the one before.
@@ -241,7 +241,7 @@ class Link:
         """Takes the frames of one message.
 
         Args:
-          frames: From :func:`efl.transport.frame.decode`.
+          frames: From ``efl.transport.frame.decode``.
           now: The time, seconds.
 
         Returns:
@@ -394,7 +394,7 @@ class Link:
             out.consumed, out.consumed_bytes = frame.consumed, max(out.consumed_bytes, frame.consumed_bytes)
 
     def consumed(self, nbytes: int) -> None:
-        """This party has taken a message of :attr:`Message.nbytes`: the peer may send another."""
+        """This party has taken a message of ``Message.nbytes``: the peer may send another."""
         inbound = self._inbound
         inbound.consumed += 1
         inbound.consumed_bytes += nbytes

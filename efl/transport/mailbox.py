@@ -1,6 +1,6 @@
 """Where what has arrived waits for whoever takes it, and where takers wait.
 
-Not locked: the channel's lock guards every method but :meth:`Slot.wait`.
+Not locked: the channel's lock guards every method but ``Slot.wait``.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Dialled(Connection):
     """The follower's side of a stream."""
 
     def __init__(self, endpoint: Endpoint, handler: Handler) -> None:
-        """Prepares the stream; nothing is dialled before :meth:`start`.
+        """Prepares the stream; nothing is dialled before ``start``.
 
         Args:
           endpoint: Whom to dial.
