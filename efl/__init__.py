@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from efl import _tensorflow
 
 if TYPE_CHECKING:
-    from efl import data, errors, hooks, metrics, optimizer_fn, procedure_fn, stage
+    from efl import data, errors, hooks, metrics, optimizer_fn, procedure_fn, settings, stage
     from efl._task_scope import MODE, TaskScope, current_task_scope, task_scope
     from efl.communicator import Communicator
     from efl.federal_model import FederalModel
@@ -49,6 +49,7 @@ __all__ = [
     "metrics",
     "optimizer_fn",
     "procedure_fn",
+    "settings",
     "stage",
     "task_scope",
 ]
@@ -70,6 +71,7 @@ _SOURCES = {
     "metrics": "efl.metrics",
     "optimizer_fn": "efl.optimizer_fn",
     "procedure_fn": "efl.procedure_fn",
+    "settings": "efl.settings",
     "stage": "efl.stage",
     "task_scope": "efl._task_scope",
 }

@@ -172,7 +172,8 @@ class Communicator:
         """Compares the sample ids of the current scope's batches with the peer's, in every step.
 
         Args:
-          ids: [batch] or [batch, 1], integers or strings. What a peer learns: see ``efl/_sample_check.py``.
+          ids: [batch] or [batch, 1], integers or strings. What a peer learns of them:
+            [Sample ids](../privacy.md#sample-ids).
           block: [batch] int64, index of each row's block (see ``name_blocks``), or None.
           row: [batch] int64, row within that block, or None.
 
