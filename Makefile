@@ -17,6 +17,7 @@ help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(VENV)/.efl ## Make .venv with everything in it, from requirements.lock.
+	@$(if $(MADE),echo "ready: . $(BIN)/activate",$(if $(filter setup,$(MAKECMDGOALS)),echo "$(VENV) is up to date",:))
 
 # The versions and hashes of the lock, and nothing else.
 $(VENV)/.packages: requirements.lock .ci/find-python
@@ -30,6 +31,7 @@ $(VENV)/.packages: requirements.lock .ci/find-python
 $(VENV)/.efl: $(VENV)/.packages pyproject.toml setup.py
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+	$(eval MADE := yes)
 
 demo: setup ## Train MNIST, split between two processes, and compare with one process.
 	@$(BIN)/python example/mnist/demo.py $(ARGS)

@@ -57,7 +57,7 @@ def test_the_readmes_two_parties_learn(tmp_path: Path) -> None:
     labels = (pixels[:, ::8].sum(1) > np.median(pixels[:, ::8].sum(1))).astype(np.float32)
     write_records(tmp_path / "follower_train", sample_id=ids, feature=pixels[:, 392:])
     write_records(tmp_path / "leader_train", sample_id=ids, feature=pixels[:, :392], label=labels)
-    # "The leader's program differs in its columns and in its loss."
+    # "The leader's program differs in its columns ... and in its loss."
     start, end = follower.index("def loss_fn"), follower.index("model = efl.FederalModel()")
     leader = follower[:start] + leader_loss + "\n" + follower[end:]
     leader = leader.replace('"follower_train"', '"leader_train"')
