@@ -259,20 +259,17 @@ def test_nobody_is_there():
         follower(address, *TENSORS).connect(0.5)
 
 
-@pytest.mark.parametrize(
-    ("host", "why"),
-    [("127.0.0.1", "nobody listens there yet"), ("no.such.host.invalid", "this host's address is not known here yet")],
-)
-def test_who_waits_says_why_in_plain_words(host, why, caplog, monkeypatch):
+def test_who_waits_says_why_in_plain_words(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "efl")
     monkeypatch.setattr("efl.transport.rendezvous._LOG_EVERY", 0.2)
-    address = f"{host}:{host_port(free_address())[1]}"
+    address = free_address()
     with pytest.raises(PeerLost, match="UNAVAILABLE"):
         follower(address, *TENSORS).connect(2)
     waited = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
     assert waited[0] == f"follower: waiting for the leader at {address}, 2 s of 2 s left"
-    assert f"follower: waiting for the leader at {address} ({why}), 1 s of 2 s left" in waited, waited
-    assert "UNAVAILABLE" not in "".join(waited)
+    why = f"follower: waiting for the leader at {address} (nobody listens there yet), "
+    assert waited[1:]
+    assert [line for line in waited[1:] if not line.startswith(why)] == []
 
 
 def test_a_stranger_is_there():
