@@ -58,8 +58,9 @@ class Scope:
     sinks: list[Sink] = field(default_factory=list)
     step: int = 0  # the last step that ended: completed, or burnt because somebody's data ended in it
     running: int | None = None
-    peer_end: int | None = None
-    last: int | None = None
+    # In order: a peer whose rounds are empty, or of one step, may be done with the next before this party is with one.
+    peer_ends: deque[int] = field(default_factory=deque)
+    lasts: deque[int] = field(default_factory=deque)
     arrived: dict[str, int] = field(default_factory=dict)
     held: deque[tuple[Sink, int, np.ndarray]] = field(default_factory=deque)
     ahead: deque[tuple[str, int]] = field(default_factory=deque)  # (name, step) of messages of steps not yet begun
@@ -107,7 +108,9 @@ class Exchange:
             self._channel, self.failure, self._bound, self._closing = channel, None, False, False
             self._closed = threading.Event()
             for scope in self._scopes.values():
-                scope.running, scope.peer_end, scope.last, scope.ids.disputed = None, None, None, None
+                scope.running, scope.ids.disputed = None, None
+                scope.peer_ends.clear()
+                scope.lasts.clear()
                 scope.arrived.clear()
                 scope.held.clear()
                 scope.ahead.clear()
@@ -218,7 +221,7 @@ class Exchange:
           EflError: The run has failed.
         """
         with self._lock:
-            ended = scope.peer_end
+            ended = scope.peer_ends[0] if scope.peer_ends else None
             if ended is None or self._failed_hard:
                 if self._failed_hard or not self._has_part_of(scope, scope.step + 1):
                     self.check()
@@ -254,7 +257,7 @@ class Exchange:
                 lambda: self.failure is not None or scope.ids.disputed is None, timeout=_ROWS_PATIENCE + 1
             )
             step = scope.running
-            if step is None or scope.peer_end is None or scope.peer_end > step or self._failed_hard:
+            if step is None or not scope.peer_ends or scope.peer_ends[0] > step or self._failed_hard:
                 self.check()
                 return False
         self._close_round(scope, step)
@@ -270,16 +273,13 @@ class Exchange:
     def announce_last(self, scope: Scope, step: int) -> None:
         """Says, before ``step`` is started, that it is the last of its stage. The leader's to call."""
         with self._lock:
-            scope.last = step
+            scope.lasts.append(step)
         self._control("last", {"scope": scope.wire, "step": step})
 
     def is_last(self, scope: Scope, step: int) -> bool:
         """True where ``step``, just completed, was announced to be the last of its stage."""
         with self._lock:
-            if scope.last is not None and scope.last <= step:
-                scope.last = None
-                return True
-            return False
+            return _drop_up_to(step, scope.lasts)
 
     def send(self, scope: Scope, name: str, array: np.ndarray) -> None:
         """Sends one tensor of the running step; the digest of the batch's ids rides on the first one."""
@@ -301,7 +301,9 @@ class Exchange:
     def _close_round(self, scope: Scope, step: int) -> None:
         with self._delivery:
             with self._lock:
-                scope.step, scope.running, scope.peer_end, scope.last = step, None, None, None
+                scope.step, scope.running = step, None
+                _drop_up_to(step, scope.peer_ends)
+                _drop_up_to(step, scope.lasts)
                 scope.ids.forget(step + 1)
             if self._bound:
                 for sink in scope.sinks:
@@ -333,7 +335,9 @@ class Exchange:
 
     def _release(self, scope: Scope) -> None:
         with self._lock:
-            held, scope.held = scope.held, deque()
+            end = scope.peer_ends[0] if scope.peer_ends else None
+            held = [item for item in scope.held if end is None or item[1] <= end]
+            scope.held = deque(item for item in scope.held if end is not None and item[1] > end)
         for sink, step, array in held:
             self._put(scope, sink, step, array)
 
@@ -351,7 +355,7 @@ class Exchange:
                     if digest:
                         scope.ids.hear(step, digest)
                     agreed = scope.ids.agrees(step)
-                    wait = not self._bound or (scope.peer_end is not None and step > scope.peer_end)
+                    wait = not self._bound or (bool(scope.peer_ends) and step > scope.peer_ends[0])
                     if agreed and wait:
                         scope.held.append((sink, step, array))
                         return not ahead
@@ -382,7 +386,7 @@ class Exchange:
                 if step <= scope.step:
                     return  # both parties' data ended in the same step
                 _log.debug("%s: %s ended %s at step %d", self.role, self.peer_role, scope.wire, step)
-                scope.peer_end = step
+                scope.peer_ends.append(step)
                 abort = self._bound and scope.running is not None and scope.running >= step
             if abort:
                 for sink in scope.sinks:
@@ -392,7 +396,7 @@ class Exchange:
         scope, step = self._addressed(body)
         if scope is not None:
             with self._lock:
-                scope.last = step
+                scope.lasts.append(step)
 
     def _addressed(self, body: dict[str, Any]) -> tuple[Scope | None, int]:
         wire, step = body.get("scope"), body.get("step")
@@ -485,3 +489,11 @@ class Exchange:
             f"{self.role} waited {waited:.1f} s at step {scope.running} of {scope.wire} for {', '.join(missing)} from "
             f"{self.peer_role}, which is alive; raise default_timeout_milliseconds if its steps may take that long"
         )
+
+
+def _drop_up_to(step: int, steps: deque[int]) -> bool:
+    found = False
+    while steps and steps[0] <= step:
+        steps.popleft()
+        found = True
+    return found
