@@ -57,6 +57,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
     updates_before = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with _metric_variables(program):
         program.sample = _read(model, scope)
+        model._batch_is_read(scope, program.sample)
         returned = _call(model._loss_fns[scope.task], f"loss_fn of {name}", model, program.sample)
     loss = None
     if returned is not None and not model._is_driven_by_peer(scope, returned):
@@ -111,6 +112,7 @@ def _compile_evaluation(model: Model, scope: TaskScope, name: str) -> None:
     before = set(tf.trainable_variables())
     with _metric_variables(program):
         program.sample = _read(model, scope)
+        model._batch_is_read(scope, program.sample)
         returned = _call(model._eval_fns[scope.task], f"eval_fn of {name}", model, program.sample)
     made = [v.op.name for v in tf.trainable_variables() if v not in before]
     if made and model._loss_fns:
@@ -127,6 +129,15 @@ def _compile_evaluation(model: Model, scope: TaskScope, name: str) -> None:
             continue  # the user added it under a name of its own
         if isinstance(metric, tf.Operation):
             program.extra_ops.append(metric)
+        elif parts[0].shape.rank:
+            # A layer's output, say, that the function also sent: to log a whole batch would help nobody.
+            program.extra_ops.extend(parts)
+            if not model._is_driven_by_peer(scope, metric):
+                _log.warning(
+                    "eval_fn of %s returned a tensor of shape %s: only scalars are logged; add_metric names others",
+                    name,
+                    parts[0].shape,
+                )
         else:
             label = "eval" if len(metrics) == 1 else f"eval_{index}"
             program.metrics.setdefault(label, Metric.parse(label, metric))

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from efl._sample_check import Batch, IdLedger
-from efl.errors import DeadlineError, EflError, LinkError, PeerClosed, ProtocolError, SampleMismatch
+from efl.errors import DeadlineError, EflError, HandshakeError, LinkError, PeerClosed, ProtocolError, SampleMismatch
 from efl.transport import Channel
 
 _log = logging.getLogger("efl")
@@ -94,6 +94,8 @@ class Exchange:
         self._bound = False
         self._closing = False
         self._closed = threading.Event()
+        self._stages: dict[int, str] = {}
+        self._peer_stages: dict[int, str] = {}
 
     # ---- making and ending it ----------------------------------------------------------------------------------
 
@@ -107,10 +109,12 @@ class Exchange:
         with self._lock:
             self._channel, self.failure, self._bound, self._closing = channel, None, False, False
             self._closed = threading.Event()
+            self._stages, self._peer_stages = {}, {}
             for scope in self._scopes.values():
-                scope.running, scope.ids.disputed = None, None
+                scope.step, scope.running = 0, None
                 scope.peer_ends.clear()
                 scope.lasts.clear()
+                scope.ids.clear()
                 scope.arrived.clear()
                 scope.held.clear()
                 scope.ahead.clear()
@@ -124,6 +128,7 @@ class Exchange:
                 channel.subscribe(sink.name, of_this_channel(self._deliver(scope, sink)))
         channel.on_control("end", of_this_channel(self._on_end))
         channel.on_control("last", of_this_channel(self._on_last))
+        channel.on_control("stage", of_this_channel(self._on_stage))
         channel.on_control("rows", of_this_channel(self._on_rows))
         channel.on_failure(of_this_channel(self.fail))
         channel.on_peer_closed(of_this_channel(self._on_peer_closed))
@@ -151,6 +156,11 @@ class Exchange:
         """The session is about to close; nothing may reach the sinks any more."""
         with self._delivery, self._lock:
             self._bound = False
+
+    def rebase(self, scope: Scope, step: int) -> None:
+        """Counts a scope's steps from ``step`` on. Both parties do, after the handshake and before ``bind``."""
+        with self._lock:
+            scope.step = step
 
     def closing(self) -> None:
         """This party is done; from now on the peer's goodbye is no failure."""
@@ -208,6 +218,38 @@ class Exchange:
                 f"{self.peer_role}"
             )
         )
+
+    # ---- stages -------------------------------------------------------------------------------------------------
+
+    def enter_stage(self, number: int, what: str) -> None:
+        """Tells the peer which stage begins here, and refuses where the peer's of that number is another.
+
+        The handshake compares procedures as far as they are data; a procedure of the user's own is a function.
+        """
+        self._control("stage", {"number": number, "what": what})
+        self._compare_stage(number, self._stages, what, self._peer_stages)
+
+    def _on_stage(self, body: dict[str, Any]) -> None:
+        number, what = body.get("number"), body.get("what")
+        if not isinstance(number, int) or not isinstance(what, str):
+            self.fail(ProtocolError(f"{self.peer_role} sent a malformed note of its stage: {body!r:.200}"))
+            return
+        self._compare_stage(number, self._peer_stages, what, self._stages)
+
+    def _compare_stage(self, number: int, here: dict[int, str], what: str, there: dict[int, str]) -> None:
+        with self._lock:
+            here[number] = what
+            for stages in (here, there):
+                for old in [n for n in stages if n < number - 1]:
+                    del stages[old]
+            mine, peers = self._stages.get(number), self._peer_stages.get(number)
+        if mine is not None and peers is not None and mine != peers:
+            self.fail(
+                HandshakeError(
+                    f"stage {number} is '{mine}' at {self.role} and '{peers}' at {self.peer_role}: both parties must run "
+                    "the same stages in the same order, with the same steps and times"
+                )
+            )
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -463,7 +505,7 @@ class Exchange:
         self.fail(
             SampleMismatch(
                 f"{self._differ(scope, step)}: {where}. Both parties must read the same rows in the same order: "
-                "compare the files of this block on both sides"
+                "compare what both sides read there"
             )
         )
 

@@ -25,6 +25,13 @@ class Solo:
         """The state of a scope, made on first use."""
         return self._scopes.setdefault(wire, SoloScope(wire))
 
+    def rebase(self, scope: SoloScope, step: int) -> None:
+        """Counts a scope's steps from ``step`` on."""
+        scope.step, scope.last = step, None
+
+    def enter_stage(self, number: int, what: str) -> None:
+        """Tells the peer which stage begins: there is none."""
+
     def begin(self, scope: SoloScope) -> int | None:
         """Starts the next step and returns its number."""
         scope.running = scope.step + 1

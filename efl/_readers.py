@@ -109,14 +109,18 @@ def _restart_op(graph: tf.Graph, handle: tf.Operation) -> tf.Operation | None:
     return None
 
 
-def raise_unless_end(program: Program, error: Exception, who: str) -> None:
-    """Returns where a step's failure means that this party's data ended; raises what it means otherwise."""
-    if isinstance(error, (tf.errors.OutOfRangeError, StopIteration)):
-        return
+def raise_if_explained(program: Program, error: Exception) -> None:
+    """Raises what a step's failure means where one of the program's readers caused it."""
     for reader in own(program):
         explained = reader.explain(error)
         if explained is not None:
             raise explained
+
+
+def raise_unless_end(program: Program, error: Exception, who: str) -> None:
+    """Returns where a step's failure means that this party's data ended; raises what it means otherwise."""
+    if isinstance(error, (tf.errors.OutOfRangeError, StopIteration)):
+        return
     if isinstance(error, tf.errors.DataLossError):
         raise DataError(f"{who} read damaged data in {program.scope}: {error.message}")
     raise error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl import _readers
+from efl._agreement import Facts, checkpoint_to_restore, shared_seed
 from efl._checkpoint import CheckpointStore, mismatches
 from efl._session import HookedSession
 from efl._task_scope import MODE, TaskScope
@@ -67,7 +68,8 @@ class Run:
             folder = Path(settings.checkpoint_dir) / self._role / str(settings.task_index)
             self._store = CheckpointStore(folder, settings.keep_checkpoints)
         self._saver: tf.train.Saver | None = None
-        self._saved = -1
+        self._saved: tuple[int, set[TaskScope]] = (-1, set())
+        self._identity = ""
         logs = Path(settings.log_dir) / self._role if settings.log_dir else folder / "logs" if folder else None
         model.history = []
         self.reporter = Reporter(
@@ -108,22 +110,28 @@ class Run:
     def _agree(self) -> int | None:
         """Connects, and returns the step of the checkpoint to restore, or None."""
         model = self._model
-        mine = self._store.steps() if self._store is not None else []
-        seed = model.settings.seed if model.settings.seed is not None else secrets.randbits(63)
-        if self._communicator is None:
-            model.shared_seed = seed
-            restore = mine[-1] if mine else None
-        else:
-            terms = {"procedure": self._procedure.describe(), "project_name": self._project_name}
-            facts = {
-                "checkpoints": mine,
-                "has_checkpoint_dir": self._store is not None,
-                "steps_trained": model.steps_trained,
-                "seed": seed,
+        mine = Facts(
+            checkpoints=tuple((step, self._store.state(step)["run"]) for step in self._store.steps())
+            if self._store
+            else (),
+            save_steps=self._save_steps if self._store else None,
+            steps_trained=model.steps_trained,
+            run=secrets.token_hex(8),
+            seed=None if self._role == "follower" else shared_seed(self._own_seed()),
+        )
+        peer = mine
+        if self._communicator is not None:
+            terms = {
+                "procedure": self._procedure.describe(),
+                "project_name": self._project_name,
+                "tasks": sorted(scope.wire for scope in model._programs),
             }
-            peer = self._communicator.connect(terms, facts)
-            model.shared_seed = seed if self._role == "leader" else int(peer["seed"])
-            restore = self._common(mine, peer)
+            told = self._communicator.connect(terms, mine.to_json())
+            peer = Facts.parse(told, self._communicator.peer_role)
+        leader = peer if self._role == "follower" else mine
+        model.shared_seed, self._identity = leader.seed or 0, leader.run
+        peer_role = "" if self._communicator is None else self._communicator.peer_role
+        restore = checkpoint_to_restore(mine, peer, self._role, peer_role)
         if restore is None and not self._procedure.trains and self._store is not None and not self._is_warm:
             raise CheckpointError(
                 f"{self._procedure.describe()} evaluates a checkpoint, and {self._store.folder} holds none; train "
@@ -131,36 +139,32 @@ class Run:
             )
         return restore
 
+    def _own_seed(self) -> int:
+        given = self._model.settings.seed
+        return secrets.randbits(63) if given is None else given
+
+    @property
+    def _save_steps(self) -> int:
+        return self._settings.save_checkpoint_steps or _DEFAULT_SAVE_STEPS
+
     @property
     def _is_warm(self) -> bool:
         return self._model._session is not None
-
-    def _common(self, mine: list[int], peer: Mapping[str, Any]) -> int | None:
-        assert self._communicator is not None
-        theirs = [int(step) for step in peer.get("checkpoints", [])]
-        role, other = self._role, self._communicator.peer_role
-        if bool(peer.get("has_checkpoint_dir")) != (self._store is not None):
-            lacking = other if self._store is not None else role
-            _log.warning("%s has no checkpoint_dir: this run cannot be recovered", lacking)
-        common = sorted(set(mine) & set(theirs))
-        if common:
-            return common[-1]
-        if mine or theirs:
-            raise CheckpointError(
-                f"the parties hold no checkpoint of the same step: {role} has {mine or 'none'}, {other} has "
-                f"{theirs or 'none'}; give both the checkpoint_dir of one run, or both an empty one"
-            )
-        if int(peer.get("steps_trained", 0)) != self._model.steps_trained:
-            raise CheckpointError(
-                f"{role} has trained {self._model.steps_trained} steps and {other} {peer.get('steps_trained')}: a "
-                "party was restarted without a checkpoint; restart both, or train with checkpoint_dir"
-            )
-        return None
 
     def _hooks(self) -> list[tf.train.SessionRunHook]:
         return list(dict.fromkeys(hook for program in self._model._programs.values() for hook in program.hooks))
 
     def _open(self, restore: int | None) -> None:
+        fresh = not self._is_warm
+        try:
+            self._start_session(restore)
+        except BaseException:
+            if fresh and self._model._session is not None:
+                self._model._session.close()
+                self._model._session = None  # half made: a later fit makes a new one
+            raise
+
+    def _start_session(self, restore: int | None) -> None:
         model = self._model
         fresh = not self._is_warm
         graph = tf.get_default_graph()
@@ -178,6 +182,10 @@ class Run:
         model.stage_mgr.reset()
         if restore is not None:
             self._restore(raw, restore)
+        for scope in model._programs:
+            # Messages are counted from the same number on both sides, whatever ended an earlier run.
+            base = model.steps_trained if scope.mode is MODE.TRAIN else 0
+            model._pace.rebase(model._pace.scope(scope.wire), base)
         if self._communicator is not None:
             self._communicator.bind(raw)
         model.session.start(self._hooks())
@@ -221,23 +229,24 @@ class Run:
             saver = tf.train.Saver([v for v in self._held() if v not in absent])
         saver.restore(raw, prefix)
         state = self._store.state(step)
-        model.steps_trained = self._saved = int(state["steps_trained"])
-        for wire, count in state["scopes"].items():
-            model._pace.scope(wire).step = int(count)
+        model.steps_trained = int(state["steps_trained"])
+        self._identity = state["run"]
+        for program in model._programs.values():
+            program.exhausted = program.scope.wire in state["exhausted"]
+        self._saved = model.steps_trained, self._exhausted()
         if state["procedure"] == self._procedure.describe():
             model.stage_mgr.restore(state["stage"])
             model.shared_seed = int(state["shared_seed"])
         else:
             # Another procedure: training data goes on with the next row unless it had ended, evaluation begins anew.
-            _readers.forget(raw, {TaskScope(MODE.TRAIN, t) for t in model.tasks(MODE.TRAIN)} - self._exhausted(state))
+            _readers.forget(raw, {TaskScope(MODE.TRAIN, t) for t in model.tasks(MODE.TRAIN)} - self._exhausted())
 
-    def _exhausted(self, state: Mapping[str, Any]) -> set[TaskScope]:
-        return {scope for scope in self._model._programs if scope.wire in state["exhausted"]}
+    def _exhausted(self) -> set[TaskScope]:
+        return {scope for scope, program in self._model._programs.items() if program.exhausted}
 
     def maybe_save(self) -> None:
         """Called after each training step."""
-        every = self._settings.save_checkpoint_steps or _DEFAULT_SAVE_STEPS
-        if self._store is not None and self._model.steps_trained % every == 0:
+        if self._store is not None and self._model.steps_trained % self._save_steps == 0:
             self._save()
 
     def stage_done(self) -> None:
@@ -249,18 +258,18 @@ class Run:
         if (
             self._store is None
             or self._saver is None
-            or model.steps_trained == self._saved
+            or self._saved == (model.steps_trained, self._exhausted())
             or not self._procedure.trains
         ):
             return
         state = {
             "steps_trained": model.steps_trained,
-            "scopes": {s.wire: model._pace.scope(s.wire).step for s in model._programs},
-            "exhausted": [s.wire for s, program in model._programs.items() if program.exhausted],
+            "run": self._identity,
+            "exhausted": sorted(scope.wire for scope in self._exhausted()),
             "stage": model.stage_mgr.state(),
             "procedure": self._procedure.describe(),
             "shared_seed": model.shared_seed,
         }
         self._store.save(model.session.raw_session(), self._saver, model.steps_trained, state)
-        self._saved = model.steps_trained
+        self._saved = model.steps_trained, self._exhausted()
         _log.debug("%s: checkpoint of step %d (pid %d)", self._role, model.steps_trained, os.getpid())

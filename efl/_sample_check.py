@@ -140,6 +140,11 @@ class IdLedger:
             where = f"the first difference is in row {index} of the batch{self._origin(batch, index, role)}"
         if size == batch.size:
             return where
+        if index == min(size, batch.size):
+            return (
+                f"{role}'s batch has {batch.size} rows, {peer_role}'s {size}, and as far as both go they are equal: "
+                "give both the same batch size"
+            )
         return f"{role}'s batch has {batch.size} rows, {peer_role}'s {size}; {where}"
 
     def forget(self, before: int) -> None:
@@ -147,6 +152,12 @@ class IdLedger:
         for memory in (self._batches, self._mine, self._peers):
             for step in [s for s in memory if s < before]:
                 del memory[step]
+
+    def clear(self) -> None:
+        """Forgets every step, not the blocks."""
+        self.disputed, self._told = None, 0
+        for memory in (self._batches, self._mine, self._peers):
+            memory.clear()
 
     def _origin(self, batch: Batch, index: int, role: str) -> str:
         if batch.block is None or batch.row is None or index >= batch.size:

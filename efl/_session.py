@@ -93,6 +93,7 @@ class HookedSession:
     def activate(self, hooks: Sequence[tf.train.SessionRunHook]) -> None:
         """The hooks that the following runs call."""
         self._hooks = tuple(hooks)
+        self._stop = False
 
     def run(self, fetches: Any, feed_dict: dict[Any, Any] | None = None) -> Any:
         """Runs any fetches, with the active hooks; arguments and result as of ``tf.Session.run``."""

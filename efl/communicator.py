@@ -16,6 +16,7 @@ the exchange (handshake).
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from efl._exchange import Disputed, Exchange, Scope
 from efl._graph import as_graph_tensor, call_python, op_name, raw_session
 from efl._inbox import Inbox
 from efl._task_scope import TaskScope, current_task_scope
-from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError
+from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError, PeerClosed
 from efl.settings import ROLES, check_clear_text
 from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
 
@@ -100,6 +101,7 @@ class Communicator:
         self._specs: dict[tuple[str, str], TensorSpec] = {}
         self._inboxes: list[Inbox] = []
         self._ids_noted: dict[TaskScope, tf.Operation] = {}
+        self._batch_read: dict[TaskScope, tf.Operation] = {}
         self._terms: dict[str, Any] = {}
         self._channel: Channel | None = None
         self._hook: CommunicatorHook | None = None
@@ -132,7 +134,7 @@ class Communicator:
         def push(array: np.ndarray) -> None:
             self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array)))
 
-        with tf.control_dependencies(self._after_ids(scope)):
+        with tf.control_dependencies([*self._after_ids(scope), *self._after_batch(scope)]):
             return call_python(push, [tensor], op_name("efl_send", wire))
 
     def recv(
@@ -198,6 +200,13 @@ class Communicator:
         columns = [ids] if block is None or row is None else [ids, block, row]
         self._ids_noted[scope] = call_python(note, columns, op_name("efl_sample_ids", scope.wire))
 
+    def send_after(self, scope: TaskScope, read: Sequence[tf.Tensor]) -> None:
+        """Makes all further sends of a scope wait for its batch.
+
+        A message of step n is what tells the peer that this party has data for step n.
+        """
+        self._batch_read[scope] = tf.group(*read)
+
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""
         self.exchange.scope(current_task_scope().wire).ids.blocks = tuple(names)
@@ -257,7 +266,8 @@ class Communicator:
         def advance() -> None:
             scope = self.exchange.scope(TaskScope().wire)
             self.exchange.complete(scope)
-            self.exchange.begin(scope)
+            with contextlib.suppress(PeerClosed):  # no failure of the step that was done; the next message raises it
+                self.exchange.begin(scope)
 
         return call_python(advance, [], "efl_add_step")
 
@@ -424,6 +434,10 @@ class Communicator:
         # Sent and received after the batch's ids are known here: no batch out of line goes into a computation.
         noted = self._ids_noted.get(scope)
         return [] if noted is None else [noted]
+
+    def _after_batch(self, scope: TaskScope) -> list[tf.Operation]:
+        read = self._batch_read.get(scope)
+        return [] if read is None else [read]
 
     def _guarded(self, action: Callable[[], None]) -> None:
         # TensorFlow turns whatever a numpy_function raises into UnknownError; the step loop asks the conversation.

@@ -199,6 +199,9 @@ class FederalModel(Model):
         if require_grad and not dtype.is_floating:
             raise ModelError(f"{what}: require_grad=True on {dtype.name}: only floating point has gradients")
 
+    def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
+        self._communicator.send_after(scope, feature_tensors(sample))
+
     def _sent(self, scope: TaskScope) -> list[Sent]:
         held = self._sent_tensors.get(scope, {})
         return [Sent(name, held[name][0], gradient) for name, gradient in self._grad_receives.get(scope, {}).items()]
@@ -221,9 +224,8 @@ class FederalModel(Model):
         # Every step is mutual: without anything to send or to receive, a token says "I have a batch for this step".
         ops: list[Any] = []
         if not self._communicator.names("send", scope):
-            with tf.control_dependencies(feature_tensors(sample)):
-                token = tf.constant(0, tf.int8)
-            self._send_ops.setdefault(scope, []).append(self._communicator.send(_TOKEN, token, scope=scope))
+            token = self._communicator.send(_TOKEN, tf.constant(0, tf.int8), scope=scope)
+            self._send_ops.setdefault(scope, []).append(token)
         if not self._communicator.names("recv", scope):
             ops.append(self._communicator.recv(_TOKEN, tf.int8, shape=[], scope=scope))
         ops += self._send_ops.get(scope, [])

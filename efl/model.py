@@ -26,7 +26,7 @@ from efl._program import Metric, Program, ancestors
 from efl._run import Run
 from efl._session import HookedSession
 from efl._task_scope import MODE, TaskScope, current_task_scope
-from efl.errors import ConfigError, ModelError
+from efl.errors import ConfigError, EflError, ModelError
 from efl.hooks import Reporter
 from efl.settings import Settings
 from efl.stage import Stage, StageManager
@@ -203,7 +203,10 @@ class Model:
             raise ConfigError("sync_optimizer_config: several workers per party do not exist yet; leave it at None")
         self._opt_config = OptConfig.parse(opt_config)
         self._session_config = session_config
-        _compile.compile_model(self)
+        try:
+            _compile.compile_model(self)
+        except EflError as error:
+            raise error.with_traceback(None) from None  # the message says it; efl's own frames would bury it
         self._compiled = True
         return self
 
@@ -257,7 +260,10 @@ class Model:
             "keep_checkpoints": keep_checkpoints,
         }
         self._run = Run(self, procedure_fn, log_step, project_name, options, save_graph)
-        self._run.execute()
+        try:
+            self._run.execute()
+        except EflError as error:
+            raise error.with_traceback(None) from None
 
     def run_stage(self, name: str, stage_or_func: Stage | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a stage (or a function) of a procedure, or skips it where a restored checkpoint has it done.
@@ -476,6 +482,9 @@ class Model:
 
     # What a federation adds to compiling; a model alone exchanges nothing.
 
+    def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
+        pass
+
     def _sent(self, scope: TaskScope) -> list[Sent]:
         return []
 
@@ -509,6 +518,9 @@ class Model:
 
     def _restart_readers(self, program: Program) -> None:
         _readers.restart(self.session.raw_session(), program)
+
+    def _explain_reading(self, program: Program, error: Exception) -> None:
+        _readers.raise_if_explained(program, error)
 
     def _own_end(self, program: Program, error: Exception) -> None:
         _readers.raise_unless_end(program, error, self._who)

@@ -100,10 +100,13 @@ class StageReport:
         if self._steps % self._reporter.log_step == 0:
             self._emit()
 
-    def end(self) -> None:
-        """The stage is over; reports steps that were not reported yet."""
+    def stop(self) -> None:
+        """Takes the progress bar away, whatever ended the steps."""
         if self._bar is not None:
             self._bar.stop()
+
+    def end(self) -> None:
+        """The stage is over; reports steps that were not reported yet."""
         if self._steps > self._reported:
             self._emit()
 
@@ -156,4 +159,6 @@ def _number(value: Any) -> Any:
 def _show(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return f"[{'x'.join(map(str, np.shape(value)))}]"
     return f"{value:.5g}" if isinstance(value, float) else str(value)

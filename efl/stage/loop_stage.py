@@ -68,6 +68,7 @@ class LoopStage(Stage):
         session = model.session
         session.activate(program.hooks)
         report = model._reporter.stage(program, self._step, manager.steps)
+        pace.enter_stage(manager.index, f"{program.scope}, step={self._step}, time={self._time}")
         started = clock.monotonic() - manager.seconds
         if not self.is_training and manager.steps == 0:
             model._reset_metrics(program)
@@ -83,44 +84,50 @@ class LoopStage(Stage):
             model._restart_readers(program)
             return True
 
-        while not self.finish and (self._step is None or manager.steps < self._step):
-            step = pace.begin(scope)
-            if step is None:
-                if started_over():
-                    continue
-                self.finish = True
-                break
-            if self._time is not None and model._is_timekeeper and clock.monotonic() - started >= self._time:
-                pace.announce_last(scope, step)
-            interruption: Exception | None = None
-            try:
-                results = session.run_step(fetches, feeds, values)
-            except (tf.errors.OpError, StopIteration) as error:
-                interruption = error  # handled outside, so that the real reason is not shown as its consequence
-            if interruption is not None:
-                if not pace.interrupted(scope):
-                    model._own_end(program, interruption)
-                    pace.end(scope, "data")
-                if started_over():
-                    continue
-                self.finish = True
-                break
-            waited = pace.complete(scope)
-            manager.steps += 1
-            manager.seconds = clock.monotonic() - started
-            loss = results[1] if program.loss is not None else None
-            if loss is not None and not math.isfinite(loss):
-                raise NonFiniteLoss(
-                    f"the loss of {model._who} is {loss} at step {step} of {scope.wire}: lower the learning rate, or "
-                    "look for zeros under a logarithm or a division; weights are those after this step"
-                )
-            model._step_done(program)
-            report.step(results[1 : 1 + len(program.fetched)], waited)
-            if pace.is_last(scope, step):
-                break
-            if session.should_stop():
-                pace.end(scope, "stop requested by a hook")
-                self.finish = True
+        try:
+            while not self.finish and (self._step is None or manager.steps < self._step):
+                step = pace.begin(scope)
+                if step is None:
+                    if started_over():
+                        continue
+                    self.finish = True
+                    break
+                if self._time is not None and model._is_timekeeper and clock.monotonic() - started >= self._time:
+                    pace.announce_last(scope, step)
+                interruption: Exception | None = None
+                try:
+                    results = session.run_step(fetches, feeds, values)
+                except (tf.errors.OpError, StopIteration, UnicodeDecodeError) as error:
+                    # Handled outside, so that the real reason is not shown as its consequence. TensorFlow raises
+                    # UnicodeDecodeError where the message of an error quotes a record that is no text.
+                    interruption = error
+                if interruption is not None:
+                    model._explain_reading(program, interruption)
+                    if not pace.interrupted(scope):
+                        model._own_end(program, interruption)
+                        pace.end(scope, "data")
+                    if started_over():
+                        continue
+                    self.finish = True
+                    break
+                waited = pace.complete(scope)
+                manager.steps += 1
+                manager.seconds = clock.monotonic() - started
+                loss = results[1] if program.loss is not None else None
+                if loss is not None and not math.isfinite(loss):
+                    raise NonFiniteLoss(
+                        f"the loss of {model._who} is {loss} at step {step} of {scope.wire}: lower the learning rate, "
+                        "or look for zeros under a logarithm or a division; weights are those after this step"
+                    )
+                model._step_done(program)
+                report.step(results[1 : 1 + len(program.fetched)], waited)
+                if pace.is_last(scope, step):
+                    break
+                if session.should_stop():
+                    pace.end(scope, "stop requested by a hook")
+                    self.finish = True
+        finally:
+            report.stop()
         program.exhausted = self.finish
         if self.finish and not self.is_training:
             model._restart_readers(program)

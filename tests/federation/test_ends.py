@@ -199,7 +199,7 @@ def test_parties_without_a_common_checkpoint_are_refused(tmp_path):
     lost = code.replace("checkpoint_dir='ckpt'", "checkpoint_dir='other'")
     results = run_both(tmp_path, lost, code, expect=(1, 1))
     for role in ("leader", "follower"):
-        assert "the parties hold no checkpoint of the same step" in results[role].output
+        assert "the parties hold no checkpoint of the same run and step" in results[role].output
 
 
 def test_a_missing_checkpoint_dir_on_one_side_is_told(tmp_path):

@@ -83,7 +83,7 @@ def test_batches_of_different_size(tmp_path):
     follower = FOLLOWER.replace(
         "batch = batches()", "import tests.federation.problem as p\np.BATCH = 8\nbatch = batches()"
     )
-    refused(tmp_path, LEADER, follower, "differ at step 1 of train", "the first difference is in row 8")
+    refused(tmp_path, LEADER, follower, "differ at step 1 of train", "give both the same batch size")
 
 
 def test_one_side_verifies_ids_and_the_other_does_not(tmp_path):
