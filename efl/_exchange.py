@@ -12,7 +12,6 @@ takes, so that no kernel waits for another.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -94,6 +93,7 @@ class Exchange:
         self._bound = False
         self._closing = False
         self._closed = threading.Event()
+        self._goodbye = threading.Event()
         self._stages: dict[int, str] = {}
         self._peer_stages: dict[int, str] = {}
 
@@ -109,6 +109,7 @@ class Exchange:
         with self._lock:
             self._channel, self.failure, self._bound, self._closing = channel, None, False, False
             self._closed = threading.Event()
+            self._goodbye = threading.Event()
             self._stages, self._peer_stages = {}, {}
             for scope in self._scopes.values():
                 scope.step, scope.running = 0, None
@@ -168,6 +169,10 @@ class Exchange:
             self._closing = True
         self._closed.set()
 
+    def settle(self, timeout: float) -> None:
+        """Waits until everything that the peer said before its goodbye was taken in."""
+        self._goodbye.wait(timeout)
+
     def fail(self, error: EflError, abort: bool = True) -> None:
         """Notes why the run cannot go on (the first reason stays) and aborts the running step.
 
@@ -212,6 +217,7 @@ class Exchange:
 
     def _on_peer_closed(self, reason: str) -> None:
         # Ordered after all its messages: whoever still waits for one will not get it.
+        self._goodbye.set()
         self.fail(
             PeerClosed(
                 f"{self.peer_role} ended the run while {self.role} still had steps to take ({reason}); see the log of "
@@ -246,8 +252,8 @@ class Exchange:
         if mine is not None and peers is not None and mine != peers:
             self.fail(
                 HandshakeError(
-                    f"stage {number} is '{mine}' at {self.role} and '{peers}' at {self.peer_role}: both parties must run "
-                    "the same stages in the same order, with the same steps and times"
+                    f"stage {number} is '{mine}' at {self.role} and '{peers}' at {self.peer_role}: both parties must "
+                    "run the same stages in the same order, with the same steps and times"
                 )
             )
 
@@ -305,12 +311,24 @@ class Exchange:
         self._close_round(scope, step)
         return True
 
-    def end(self, scope: Scope, reason: str) -> None:
-        """This party ends the scope's round in the running (or the next) step, and tells the peer."""
+    def end(self, scope: Scope, reason: str) -> bool:
+        """This party ends the scope's round in the running (or the next) step, and tells the peer.
+
+        Returns:
+          False where the peer was not told, because it had taken its last step and said goodbye before.
+        """
         step = scope.running if scope.running is not None else scope.step + 1
         self._close_round(scope, step)
-        with contextlib.suppress(PeerClosed):  # the peer came to its own end before, and is gone
+        try:
             self._control("end", {"scope": scope.wire, "step": step, "reason": reason})
+        except PeerClosed:
+            return False
+        return True
+
+    def ended_by_peer(self, scope: Scope) -> bool:
+        """Whether the peer ended the scope in a step that this party did not take."""
+        with self._lock:
+            return bool(scope.peer_ends)
 
     def announce_last(self, scope: Scope, step: int) -> None:
         """Says, before ``step`` is started, that it is the last of its stage. The leader's to call."""

@@ -46,9 +46,14 @@ class Solo:
         """Whether a peer is why the running step failed: never."""
         return False
 
-    def end(self, scope: SoloScope, reason: str) -> None:
-        """Ends the round of a scope in its running step."""
+    def end(self, scope: SoloScope, reason: str) -> bool:
+        """Ends the round of a scope in its running step. Returns True."""
         scope.step, scope.running, scope.last = scope.step + 1, None, None
+        return True
+
+    def ended_by_peer(self, scope: SoloScope) -> bool:
+        """Whether a peer ended the scope: never."""
+        return False
 
     def announce_last(self, scope: SoloScope, step: int) -> None:
         """Marks a step as the last of its stage."""

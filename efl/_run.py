@@ -98,7 +98,12 @@ class Run:
             self._model.session.end(self._hooks())
             if self._communicator is not None:
                 self._communicator.shutdown()
+                for scope, program in self._model._programs.items():
+                    # Said after this party's last step: the next fit begins the data anew on both sides.
+                    program.exhausted |= self._model._pace.ended_by_peer(self._model._pace.scope(scope.wire))
         except BaseException as error:
+            for program in self._model._programs.values():
+                program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew
             if self._communicator is not None:
                 self._communicator.abort(error)
             raise

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _PEER = {"leader": "follower", "follower": "leader"}
 _READER_END = b"end"
+_SETTLE_SECONDS = 2.0
 
 
 class Communicator:
@@ -358,6 +359,8 @@ class Communicator:
         self.exchange.closing()
         if self._channel is not None:
             self._channel.close()
+            if self._channel.error is None:
+                self.exchange.settle(_SETTLE_SECONDS)
             self._channel = None
         self.exchange.unbind()
 

@@ -73,7 +73,7 @@ class LoopStage(Stage):
         if not self.is_training and manager.steps == 0:
             model._reset_metrics(program)
         self.finish = False
-        fresh = not self.is_training and manager.steps == 0
+        fresh, told = not self.is_training and manager.steps == 0, True
 
         def started_over() -> bool:
             # The evaluation before took the last batch: this one has not begun, rather than ended without a batch.
@@ -124,11 +124,12 @@ class LoopStage(Stage):
                 if pace.is_last(scope, step):
                     break
                 if session.should_stop():
-                    pace.end(scope, "stop requested by a hook")
+                    # A peer that was not told keeps its data where it is, so this party does too.
+                    told = pace.end(scope, "stop requested by a hook")
                     self.finish = True
         finally:
             report.stop()
-        program.exhausted = self.finish
+        program.exhausted = self.finish and told
         if self.finish and not self.is_training:
             model._restart_readers(program)
         report.end()

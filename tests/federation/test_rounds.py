@@ -1,0 +1,163 @@
+"""Runs that end unevenly, begin again, or differ in what the handshake cannot see."""
+
+import json
+
+import numpy as np
+import pytest
+
+from efl._agreement import Facts, shared_seed
+from efl.errors import ProtocolError
+from tests.federation.harness import run_both
+from tests.federation.test_ends import both, history
+from tests.federation.test_parity import FOLLOWER, LEADER
+
+FIT = "model.compile().fit(efl.procedure_fn.train(max_step=10))"
+
+# The leader has no columns: what it returns needs no batch of its own, and its reader ends late.
+LATE_END = """
+import time
+ROWS_OF = {'leader': 48, 'follower': 96}
+def rows():
+    for i in range(0, ROWS_OF[ROLE], BATCH):
+        yield X[i:i + BATCH], LABEL[i:i + BATCH]
+    time.sleep(1.0)
+data = tf.data.Dataset.from_generator(rows, (tf.float32, tf.int64), ([None, 8], [None]))
+batch, test = tf.data.make_one_shot_iterator(data).get_next(), batches(rows=32, epochs=1)
+def input_fn(m, mode):
+    b = batch if mode == efl.MODE.TRAIN else test
+    return efl.Sample({'x': b[0][:, COLUMNS[ROLE]], 'label': b[1]}, {
+        'x': [tf.feature_column.numeric_column('x', 4)], 'label': [tf.feature_column.numeric_column('label', 1)]})
+def net(m, s, training):
+    if ROLE == 'leader':
+        y = m.recv('y', require_grad=training, shape=[None, 3])
+        return cross_entropy(m.recv('l', tf.int64), dense(y, 3, 3, 'top'))
+    y = dense(s['x'], 4, 3, 'own')
+    m.send('l', tf.cast(s['label'], tf.int64))
+    m.send('y', y, require_grad=training)
+    return y
+model = efl.FederalModel()
+model.input_fn(input_fn).loss_fn(lambda m, s: net(m, s, True)).optimizer_fn(optimizer())
+model.eval_fn(lambda m, s: tf.reduce_mean(net(m, s, False)))
+model.compile().fit(efl.procedure_fn.train_and_evaluate(max_iter=1), log_step=1)
+"""
+
+
+def test_no_message_of_a_step_leaves_before_its_batch_is_read(tmp_path):
+    run_both(tmp_path, LATE_END, LATE_END, timeout=60)
+    for role in ("leader", "follower"):
+        assert [row["mode"] for row in history(tmp_path, role)] == ["train"] * 3 + ["eval"] * 2
+
+
+@pytest.mark.parametrize("stopping", ["leader", "follower"])
+def test_a_stop_at_the_last_step_of_a_stage_leaves_the_parties_in_step(tmp_path, stopping):
+    code = both("train(max_step=4)", fit="log_step=1") + "model.fit(efl.procedure_fn.train(max_step=3), log_step=1)\n"
+    stop = code.replace("model.compile()", "model.add_hooks([tf.train.StopAtStepHook(num_steps=4)])\nmodel.compile()")
+    run_both(tmp_path, *(stop if role == stopping else code for role in ("leader", "follower")))
+    # Both begin their data anew in the second fit; the hook, past its four steps, stops it after one.
+    assert [row["step"] for row in history(tmp_path, "leader")] == [5]
+    assert [row["step"] for row in history(tmp_path, "follower")] == [5]
+
+
+def test_a_stop_in_training_does_not_cut_the_evaluation_short(tmp_path):
+    code = both("train_and_evaluate(train_step=50, eval_step=3, max_iter=2)", fit="log_step=100")
+    stop = code.replace("model.compile()", "model.add_hooks([tf.train.StopAtStepHook(num_steps=4)])\nmodel.compile()")
+    run_both(tmp_path, code, stop)
+    for role in ("leader", "follower"):
+        rows = [(row["mode"], row["step"], row.get("batches")) for row in history(tmp_path, role)]
+        assert rows == [("train", 4, None), ("eval", 4, 3)]
+
+
+def test_a_failed_fit_can_be_repeated_in_the_same_process(tmp_path):
+    again = """
+model.compile()
+class Breaks(tf.train.SessionRunHook):
+    broken = False
+    def after_run(self, context, values):
+        if ROLE == 'leader' and model.steps_trained == 2 and not Breaks.broken:
+            Breaks.broken = True
+            raise ValueError('once')
+model.add_hooks([Breaks()])
+try:
+    model.fit(efl.procedure_fn.train(max_step=10))
+except (ValueError, efl.errors.PeerFailed):
+    pass
+model.steps_trained = 0
+model.fit(efl.procedure_fn.train(max_step=5), log_step=1)
+"""
+    run_both(tmp_path, LEADER.replace(FIT, again), FOLLOWER.replace(FIT, again), timeout=60)
+    assert len(history(tmp_path, "leader")) == 5
+
+
+def test_fit_again_with_the_same_folder_trains_on(tmp_path):
+    code = both("train(max_step=3)", fit="checkpoint_dir='ckpt', log_step=1")
+    run_both(
+        tmp_path, *[code + "model.fit(efl.procedure_fn.train(max_step=3), checkpoint_dir='ckpt', log_step=1)\n"] * 2
+    )
+    assert [row["step"] for row in history(tmp_path, "follower")] == [4, 5, 6]
+    results = run_both(tmp_path, code, code)  # a new process finds the run complete, and says so
+    assert "nothing to do: this run was complete at step 6" in results["leader"].output
+
+
+def test_checkpoints_of_different_runs_are_not_taken_for_common(tmp_path):
+    for folder in ("a", "b"):
+        code = both("train(max_step=2)", fit=f"checkpoint_dir='{folder}'")
+        run_both(tmp_path, code, code)
+    codes = [both("train(max_step=4)", fit=f"checkpoint_dir='{folder}'") for folder in ("a", "b")]
+    for result in run_both(tmp_path, *codes, expect=(1, 1)).values():
+        assert "hold no checkpoint of the same run and step: " in result.output
+
+
+def test_parties_that_would_save_at_different_steps_are_refused(tmp_path):
+    codes = [both("train(max_step=4)", fit=f"checkpoint_dir='c', save_checkpoint_steps={n}") for n in (2, 3)]
+    for result in run_both(tmp_path, *codes, expect=(1, 1)).values():
+        assert "save_checkpoint_steps is" in result.output
+
+
+def test_procedures_of_the_users_own_that_differ_are_refused(tmp_path):
+    def edit(steps):
+        return FIT, (
+            "def own(model):\n"
+            f"    model.run_stage('first', efl.stage.LoopStage(model.train_op(), step={steps}))\n"
+            "    model.run_stage('second', efl.stage.LoopStage(model.train_op(), step=2))\n"
+            "model.compile().fit(own)"
+        )
+
+    results = run_both(tmp_path, LEADER.replace(*edit(3)), FOLLOWER.replace(*edit(5)), expect=(1, 1), timeout=60)
+    for result in results.values():
+        assert "step=3" in result.output
+        assert "step=5" in result.output
+
+
+def test_an_eval_fn_on_one_side_only_is_named(tmp_path):
+    follower = FOLLOWER.replace("model.compile()", "model.eval_fn(lambda m, s: None).compile()")
+    for result in run_both(tmp_path, LEADER, follower, expect=(1, 1)).values():
+        assert "tasks" in result.output
+
+
+def test_the_seed_that_is_told_does_not_give_the_runs_seed_away():
+    assert shared_seed(4711) == shared_seed(4711) != shared_seed(4712)
+    assert 0 <= shared_seed(4711) < 1 << 56
+    assert "4711" not in json.dumps(Facts((), None, 0, "r", shared_seed(4711)).to_json())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": -1}, {"seed": "x"}, {"checkpoints": [[1]]}, {"checkpoints": 3}, {"run": None}, {"steps_trained": True}],
+)
+def test_facts_that_cannot_be_are_refused(change):
+    facts = Facts(((4, "run"),), 1000, 4, "run", 7)
+    assert Facts.parse(json.loads(json.dumps(facts.to_json())), "leader") == facts
+    with pytest.raises(ProtocolError, match="leader told something about its run that cannot be"):
+        Facts.parse({**facts.to_json(), **change}, "leader")
+
+
+def test_evaluation_that_returns_what_it_sent_logs_no_batch(tmp_path):
+    code = both("train_and_evaluate(train_step=1, eval_step=1, max_iter=1)", fit="log_step=1")
+    code = code.replace(
+        "    net(m, s, False)\n", "    y = net(m, s, False)\n    return y if ROLE == 'follower' else None\n"
+    )
+    run_both(tmp_path, code, code)
+    row = history(tmp_path, "follower")[-1]
+    assert row["mode"] == "eval"
+    assert not any(isinstance(value, list) for value in row.values())
+    assert np.isfinite(row["steps_per_second"])
