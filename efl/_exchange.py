@@ -27,6 +27,7 @@ from efl.errors import DeadlineError, EflError, HandshakeError, LinkError, PeerC
 from efl.transport import Channel
 
 _log = logging.getLogger("efl")
+_MAX_AHEAD = 1000  # ends or last steps that a peer may announce ahead of this party
 _ROWS_PATIENCE = 5.0  # seconds to wait for the peer's row digests after a mismatch
 
 
@@ -94,6 +95,7 @@ class Exchange:
         self._closing = False
         self._closed = threading.Event()
         self._goodbye = threading.Event()
+        self._stage = 0
         self._stages: dict[int, str] = {}
         self._peer_stages: dict[int, str] = {}
 
@@ -110,7 +112,7 @@ class Exchange:
             self._channel, self.failure, self._bound, self._closing = channel, None, False, False
             self._closed = threading.Event()
             self._goodbye = threading.Event()
-            self._stages, self._peer_stages = {}, {}
+            self._stage, self._stages, self._peer_stages = 0, {}, {}
             for scope in self._scopes.values():
                 scope.step, scope.running = 0, None
                 scope.peer_ends.clear()
@@ -227,11 +229,12 @@ class Exchange:
 
     # ---- stages -------------------------------------------------------------------------------------------------
 
-    def enter_stage(self, number: int, what: str) -> None:
-        """Tells the peer which stage begins here, and refuses where the peer's of that number is another.
+    def enter_stage(self, what: str) -> None:
+        """Tells the peer which stage of common steps begins here; refuses where the peer's in that place is another.
 
         The handshake compares procedures as far as they are data; a procedure of the user's own is a function.
         """
+        number, self._stage = self._stage, self._stage + 1
         self._control("stage", {"number": number, "what": what})
         self._compare_stage(number, self._stages, what, self._peer_stages)
 
@@ -447,16 +450,29 @@ class Exchange:
                     return  # both parties' data ended in the same step
                 _log.debug("%s: %s ended %s at step %d", self.role, self.peer_role, scope.wire, step)
                 scope.peer_ends.append(step)
+                flood = len(scope.peer_ends) > _MAX_AHEAD
                 abort = self._bound and scope.running is not None and scope.running >= step
             if abort:
                 for sink in scope.sinks:
                     sink.abort()
+        if flood:
+            self._refuse_flood(scope)
+
+    def _refuse_flood(self, scope: Scope) -> None:
+        self.fail(
+            ProtocolError(
+                f"{self.peer_role} announced more than {_MAX_AHEAD} ends of {scope.wire} to which {self.role} has not come"
+            )
+        )
 
     def _on_last(self, body: dict[str, Any]) -> None:
         scope, step = self._addressed(body)
         if scope is not None:
             with self._lock:
                 scope.lasts.append(step)
+                flood = len(scope.lasts) > _MAX_AHEAD
+            if flood:
+                self._refuse_flood(scope)
 
     def _addressed(self, body: dict[str, Any]) -> tuple[Scope | None, int]:
         wire, step = body.get("scope"), body.get("step")

@@ -29,7 +29,7 @@ class Solo:
         """Counts a scope's steps from ``step`` on."""
         scope.step, scope.last = step, None
 
-    def enter_stage(self, number: int, what: str) -> None:
+    def enter_stage(self, what: str) -> None:
         """Tells the peer which stage begins: there is none."""
 
     def begin(self, scope: SoloScope) -> int | None:

@@ -425,7 +425,7 @@ class Model:
             known[name].load(value, session)
 
     def _pace_of(self, program: Program) -> Any:
-        return self._pace if program.scope in self._programs else self._solo
+        return self._pace if self._programs.get(program.scope) is program else self._solo
 
     def _scope(self, mode: MODE | None, task: str | None) -> TaskScope:
         current = current_task_scope()

@@ -68,7 +68,7 @@ class LoopStage(Stage):
         session = model.session
         session.activate(program.hooks)
         report = model._reporter.stage(program, self._step, manager.steps)
-        pace.enter_stage(manager.index, f"{program.scope}, step={self._step}, time={self._time}")
+        pace.enter_stage(f"{program.scope}, step={self._step}, time={self._time}")
         started = clock.monotonic() - manager.seconds
         if not self.is_training and manager.steps == 0:
             model._reset_metrics(program)

@@ -128,6 +128,22 @@ def test_procedures_of_the_users_own_that_differ_are_refused(tmp_path):
         assert "step=5" in result.output
 
 
+def test_stages_of_one_partys_own_do_not_disturb_the_common_ones(tmp_path):
+    own = (
+        "count = tf.get_variable('count', [], initializer=tf.zeros_initializer(), trainable=False)\n"
+        "def own(model):\n"
+        "    if ROLE == 'leader':\n"
+        "        model.run_stage('mine', lambda: None)\n"
+        "        model.run_stage('counting', efl.stage.LoopStage(tf.assign_add(count, 1.0), step=3))\n"
+        "    for turn in range(2):\n"
+        "        model.run_stage('train', efl.stage.LoopStage(model.train_op(), step=2 + turn))\n"
+        "model.compile().fit(own)\n"
+        "assert model.session.run(count) == (3 if ROLE == 'leader' else 0)\n"
+    )
+    run_both(tmp_path, LEADER.replace(FIT, own), FOLLOWER.replace(FIT, own), timeout=60)
+    assert [row["step"] for row in history(tmp_path, "follower")] == [2, 5]
+
+
 def test_an_eval_fn_on_one_side_only_is_named(tmp_path):
     follower = FOLLOWER.replace("model.compile()", "model.eval_fn(lambda m, s: None).compile()")
     for result in run_both(tmp_path, LEADER, follower, expect=(1, 1)).values():
