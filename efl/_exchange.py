@@ -461,7 +461,7 @@ class Exchange:
     def _refuse_flood(self, scope: Scope) -> None:
         self.fail(
             ProtocolError(
-                f"{self.peer_role} announced more than {_MAX_AHEAD} ends of {scope.wire} to which {self.role} has not come"
+                f"{self.peer_role} announced over {_MAX_AHEAD} ends of {scope.wire} that {self.role} has not come to"
             )
         )
 
