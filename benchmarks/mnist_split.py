@@ -182,7 +182,7 @@ def serialise_ms() -> float:
         while not out.done:
             giver.transmit(out)
         (received,) = deliver(giver, taker)
-        taker.consumed(received)
+        taker.consumed(received.nbytes)
 
     def exchange(step: int) -> None:
         message("up", step, links[1], links[0])
