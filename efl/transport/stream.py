@@ -5,6 +5,7 @@ The leader listens, the follower dials. This module moves messages and knows not
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import queue
 import threading
@@ -87,7 +88,7 @@ class Outbox:
         return b"".join(parts)
 
 
-class Connection:
+class Connection(abc.ABC):
     """One stream. ``peer`` names the other end as gRPC sees it."""
 
     def __init__(self, peer: str) -> None:
@@ -100,9 +101,9 @@ class Connection:
         """Waits until the stream has ended in both directions."""
         return self.over.wait(timeout)
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Ends the stream now, whatever is queued."""
-        raise NotImplementedError
 
 
 class Handler(Protocol):
