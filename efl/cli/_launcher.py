@@ -149,8 +149,8 @@ class Launcher:
                 self._watch(running)
             finally:
                 for party in running:
-                    if party.is_running:
-                        party.signal(signal.SIGKILL)
+                    # Also where the program itself has ended: what it started may have missed the gentler signals.
+                    party.signal(signal.SIGKILL)
         self._summarize(running)
         return self._exit_code(running)
 
