@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from efl import _sample_check as sample_check
-from efl._exchange import Disputed, Exchange, Scope
 from efl._graph import as_graph_tensor, call_python, op_name, raw_session
 from efl._inbox import Inbox
+from efl._steps import Disputed, Exchange, Scope, sample_ids
 from efl._task_scope import TaskScope, current_task_scope
 from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError, PeerClosed
 from efl.settings import ROLES, check_clear_text
@@ -195,7 +194,7 @@ class Communicator:
         state = self.exchange.scope(scope.wire)
 
         def note(*columns: np.ndarray) -> None:
-            batch = sample_check.Batch(*(np.asarray(column) for column in columns))
+            batch = sample_ids.Batch(*(np.asarray(column) for column in columns))
             self._guarded(lambda: self.exchange.note_batch(state, batch))
 
         columns = [ids] if block is None or row is None else [ids, block, row]
@@ -332,7 +331,7 @@ class Communicator:
         peer_nonce = peer.facts.get("nonce")
         if not isinstance(peer_nonce, str):
             raise LinkError(f"{self.peer_role} sent no nonce in its handshake: not an efl of this version")
-        self.exchange.start(sample_check.derive_key([nonce.encode(), peer_nonce.encode()]))
+        self.exchange.start(sample_ids.derive_key([nonce.encode(), peer_nonce.encode()]))
         return peer.facts
 
     def initialize(self, sess: tf.Session) -> None:

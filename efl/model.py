@@ -21,10 +21,10 @@ import tensorflow.compat.v1 as tf
 from efl import _compile, _readers
 from efl._gradients import OptConfig
 from efl._graph import as_graph_tensor
-from efl._pace import Solo
 from efl._program import Metric, Program, ancestors
 from efl._run import Run
 from efl._session import HookedSession
+from efl._steps import Solo
 from efl._task_scope import MODE, TaskScope, current_task_scope
 from efl.errors import ConfigError, EflError, ModelError
 from efl.hooks import Reporter

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from efl._exchange import Exchange
+from efl._steps import Exchange
 from efl.errors import PeerClosed, PeerFailed
 from efl.transport import Limits
 from tests.transport.peers import both, connected, receives, sends

@@ -17,56 +17,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from efl._sample_check import Batch, IdLedger
-from efl.errors import DeadlineError, EflError, HandshakeError, LinkError, PeerClosed, ProtocolError, SampleMismatch
+from efl._steps.deadlines import Deadlines
+from efl._steps.disputes import PATIENCE, Disputes
+from efl._steps.sample_ids import Batch
+from efl._steps.scope import Scope, Sink, drop_up_to
+from efl._steps.stages import Stages
+from efl.errors import EflError, LinkError, PeerClosed, ProtocolError
 from efl.transport import Channel
 
 _log = logging.getLogger("efl")
 _MAX_AHEAD = 1000  # ends or last steps that a peer may announce ahead of this party
-_ROWS_PATIENCE = 5.0  # seconds to wait for the peer's row digests after a mismatch
-
-
-class Disputed(EflError):
-    """Aborts a step whose sample ids differ, while the parties find out where. Never reaches the user."""
-
-
-class Sink(Protocol):
-    """The part of an inbox that an exchange drives."""
-
-    name: str
-
-    def put(self, array: np.ndarray) -> None:
-        """Takes one array."""
-
-    def abort(self) -> None:
-        """Fails whoever waits."""
-
-    def drain(self) -> None:
-        """Drops what was put and not taken."""
-
-
-@dataclass
-class Scope:
-    """Where one (mode, task) stands."""
-
-    wire: str
-    sinks: list[Sink] = field(default_factory=list)
-    step: int = 0  # the last step that ended: completed, or burnt because somebody's data ended in it
-    running: int | None = None
-    # In order: a peer whose rounds are empty, or of one step, may be done with the next before this party is with one.
-    peer_ends: deque[int] = field(default_factory=deque)
-    lasts: deque[int] = field(default_factory=deque)
-    arrived: dict[str, int] = field(default_factory=dict)
-    held: deque[tuple[Sink, int, np.ndarray]] = field(default_factory=deque)
-    ahead: deque[tuple[str, int]] = field(default_factory=deque)  # (name, step) of messages of steps not yet begun
-    ids: IdLedger = field(default_factory=IdLedger)
-    waited: float = 0.0
-    idle_since: float = 0.0
 
 
 class Exchange:
@@ -84,20 +48,18 @@ class Exchange:
         self.peer_role = peer_role
         self.failure: EflError | None = None
         self.timeout = timeout
-        self._scan_interval = min(scan_interval, timeout / 2)
         self._scopes: dict[str, Scope] = {}
         self._delivery = threading.RLock()
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._channel: Channel | None = None
-        self._key = b""
         self._bound = False
         self._closing = False
         self._closed = threading.Event()
         self._goodbye = threading.Event()
-        self._stage = 0
-        self._stages: dict[int, str] = {}
-        self._peer_stages: dict[int, str] = {}
+        self._stages = Stages(role, peer_role, lambda note: self._control("stage", note), self.fail)
+        self._disputes = Disputes(role, peer_role, self._lock, lambda rows: self._control("rows", rows), self.fail)
+        self._deadlines = Deadlines(role, peer_role, timeout, scan_interval, self._all_scopes, self.fail)
 
     # ---- making and ending it ----------------------------------------------------------------------------------
 
@@ -112,15 +74,9 @@ class Exchange:
             self._channel, self.failure, self._bound, self._closing = channel, None, False, False
             self._closed = threading.Event()
             self._goodbye = threading.Event()
-            self._stage, self._stages, self._peer_stages = 0, {}, {}
+            self._stages.clear()
             for scope in self._scopes.values():
-                scope.step, scope.running = 0, None
-                scope.peer_ends.clear()
-                scope.lasts.clear()
-                scope.ids.clear()
-                scope.arrived.clear()
-                scope.held.clear()
-                scope.ahead.clear()
+                scope.clear()
 
         def of_this_channel(callback: Callable[..., Any]) -> Callable[..., Any]:
             # A goodbye can be told late by the reading thread of the channel before.
@@ -131,15 +87,15 @@ class Exchange:
                 channel.subscribe(sink.name, of_this_channel(self._deliver(scope, sink)))
         channel.on_control("end", of_this_channel(self._on_end))
         channel.on_control("last", of_this_channel(self._on_last))
-        channel.on_control("stage", of_this_channel(self._on_stage))
+        channel.on_control("stage", of_this_channel(self._stages.on_note))
         channel.on_control("rows", of_this_channel(self._on_rows))
         channel.on_failure(of_this_channel(self.fail))
         channel.on_peer_closed(of_this_channel(self._on_peer_closed))
 
     def start(self, key: bytes) -> None:
         """The handshake succeeded; ``key`` is the run's key for sample digests."""
-        self._key = key
-        threading.Thread(target=self._watch, args=[self._closed], name="efl-deadlines", daemon=True).start()
+        self._disputes.key = key
+        self._deadlines.watch(self._closed)
 
     def bind(self) -> None:
         """The sinks belong to a session now; what arrived before is handed over."""
@@ -202,11 +158,6 @@ class Exchange:
             for sink in scope.sinks:
                 sink.abort()
 
-    @staticmethod
-    def _has_part_of(scope: Scope, step: int) -> bool:
-        # A peer that only sends may have said goodbye long before its last messages are taken.
-        return any(scope.arrived.get(sink.name, 0) >= step for sink in scope.sinks)
-
     def check_end(self) -> None:
         """Raises why the run failed, if it did; that the peer has ended it is none, once all own steps are taken."""
         if self._failed_hard:
@@ -227,40 +178,11 @@ class Exchange:
             )
         )
 
-    # ---- stages -------------------------------------------------------------------------------------------------
+    # ---- steps ---------------------------------------------------------------------------------------------------
 
     def enter_stage(self, what: str) -> None:
-        """Tells the peer which stage of common steps begins here; refuses where the peer's in that place is another.
-
-        The handshake compares procedures as far as they are data; a procedure of the user's own is a function.
-        """
-        number, self._stage = self._stage, self._stage + 1
-        self._control("stage", {"number": number, "what": what})
-        self._compare_stage(number, self._stages, what, self._peer_stages)
-
-    def _on_stage(self, body: dict[str, Any]) -> None:
-        number, what = body.get("number"), body.get("what")
-        if not isinstance(number, int) or not isinstance(what, str):
-            self.fail(ProtocolError(f"{self.peer_role} sent a malformed note of its stage: {body!r:.200}"))
-            return
-        self._compare_stage(number, self._peer_stages, what, self._stages)
-
-    def _compare_stage(self, number: int, here: dict[int, str], what: str, there: dict[int, str]) -> None:
-        with self._lock:
-            here[number] = what
-            for stages in (here, there):
-                for old in [n for n in stages if n < number - 1]:
-                    del stages[old]
-            mine, peers = self._stages.get(number), self._peer_stages.get(number)
-        if mine is not None and peers is not None and mine != peers:
-            self.fail(
-                HandshakeError(
-                    f"stage {number} is '{mine}' at {self.role} and '{peers}' at {self.peer_role}: both parties must "
-                    "run the same stages in the same order, with the same steps and times"
-                )
-            )
-
-    # ---- steps ---------------------------------------------------------------------------------------------------
+        """Tells the peer which stage of common steps begins here; the run fails where the peer's is another."""
+        self._stages.enter(what)
 
     def begin(self, scope: Scope) -> int | None:
         """Starts the next step of a scope.
@@ -274,7 +196,7 @@ class Exchange:
         with self._lock:
             ended = scope.peer_ends[0] if scope.peer_ends else None
             if ended is None or self._failed_hard:
-                if self._failed_hard or not self._has_part_of(scope, scope.step + 1):
+                if self._failed_hard or not scope.has_part_of(scope.step + 1):
                     self.check()
                 scope.running, scope.waited, scope.idle_since = scope.step + 1, 0.0, time.monotonic()
                 running = scope.running
@@ -304,9 +226,7 @@ class Exchange:
           EflError: The run has failed; this is the real reason of the step's failure.
         """
         with self._lock:
-            self._settled.wait_for(
-                lambda: self.failure is not None or scope.ids.disputed is None, timeout=_ROWS_PATIENCE + 1
-            )
+            self._settled.wait_for(lambda: self.failure is not None or scope.ids.disputed is None, timeout=PATIENCE + 1)
             step = scope.running
             if step is None or not scope.peer_ends or scope.peer_ends[0] > step or self._failed_hard:
                 self.check()
@@ -342,7 +262,7 @@ class Exchange:
     def is_last(self, scope: Scope, step: int) -> bool:
         """True where ``step``, just completed, was announced to be the last of its stage."""
         with self._lock:
-            return _drop_up_to(step, scope.lasts)
+            return drop_up_to(step, scope.lasts)
 
     def send(self, scope: Scope, name: str, array: np.ndarray) -> None:
         """Sends one tensor of the running step; the digest of the batch's ids rides on the first one."""
@@ -365,8 +285,8 @@ class Exchange:
         with self._delivery:
             with self._lock:
                 scope.step, scope.running = step, None
-                _drop_up_to(step, scope.peer_ends)
-                _drop_up_to(step, scope.lasts)
+                drop_up_to(step, scope.peer_ends)
+                drop_up_to(step, scope.lasts)
                 scope.ids.forget(step + 1)
             if self._bound:
                 for sink in scope.sinks:
@@ -425,7 +345,7 @@ class Exchange:
                 if agreed:
                     self._put(scope, sink, step, array)
             if not agreed:
-                self._dispute(scope, step)
+                self._disputes.open(scope, step)
             return not ahead
 
         return deliver
@@ -492,84 +412,13 @@ class Exchange:
         Raises:
           Disputed: The peer's ids of this step are here already, and differ.
         """
-        digest = batch.digest(self._key)
-        with self._lock:
-            step = scope.running
-            if step is None:
-                raise LinkError(f"{self.role}: sample ids of {scope.wire} outside a step of a running federation")
-            scope.ids.note(step, batch, digest)
-            agreed = scope.ids.agrees(step)
-        if not agreed:
-            self._dispute(scope, step)
-            raise Disputed(f"sample ids differ at step {step} of {scope.wire}")
-
-    def _dispute(self, scope: Scope, step: int) -> None:
-        with self._lock:
-            if scope.ids.disputed is not None:
-                return
-            scope.ids.disputed = step
-            body = scope.ids.rows(step, self._key) or {}
-        self._control("rows", {**body, "scope": scope.wire, "step": step})
-        silent = SampleMismatch(f"{self._differ(scope, step)}; {self.peer_role} did not say which rows it has")
-        timer = threading.Timer(_ROWS_PATIENCE, self.fail, [silent])
-        timer.daemon = True
-        timer.start()
-
-    def _differ(self, scope: Scope, step: int) -> str:
-        return f"sample ids of {self.role} and {self.peer_role} differ at step {step} of {scope.wire}"
+        self._disputes.note(scope, batch)
 
     def _on_rows(self, body: dict[str, Any]) -> None:
         scope, step = self._addressed(body)
-        if scope is None:
-            return
+        if scope is not None:
+            self._disputes.on_rows(scope, step, body)
+
+    def _all_scopes(self) -> list[Scope]:
         with self._lock:
-            answer = scope.ids.rows(step, self._key)
-            told, scope.ids.disputed = scope.ids.disputed is not None, step
-            try:
-                where = scope.ids.verdict(step, self._key, body, self.role, self.peer_role)
-            except (KeyError, TypeError, ValueError):
-                where = None
-        if answer is None or where is None:
-            self.fail(
-                ProtocolError(f"{self.peer_role} sent row digests that cannot be for step {step} of {scope.wire}")
-            )
-            return
-        if not told:
-            self._control("rows", {**answer, "scope": scope.wire, "step": step})
-        self.fail(
-            SampleMismatch(
-                f"{self._differ(scope, step)}: {where}. Both parties must read the same rows in the same order: "
-                "compare what both sides read there"
-            )
-        )
-
-    # ---- deadlines ---------------------------------------------------------------------------------------------------
-
-    def _watch(self, closed: threading.Event) -> None:
-        while not closed.wait(self._scan_interval):
-            with self._lock:
-                late = next((error for error in map(self._late, self._scopes.values()) if error), None)
-                if self.failure is not None:
-                    return
-            if late is not None:
-                self.fail(late)
-
-    def _late(self, scope: Scope) -> DeadlineError | None:
-        if scope.running is None:
-            return None
-        waited = time.monotonic() - scope.idle_since
-        missing = [sink.name for sink in scope.sinks if scope.arrived.get(sink.name, 0) < scope.running]
-        if not missing or waited <= self.timeout:
-            return None
-        return DeadlineError(
-            f"{self.role} waited {waited:.1f} s at step {scope.running} of {scope.wire} for {', '.join(missing)} from "
-            f"{self.peer_role}, which is alive; raise default_timeout_milliseconds if its steps may take that long"
-        )
-
-
-def _drop_up_to(step: int, steps: deque[int]) -> bool:
-    found = False
-    while steps and steps[0] <= step:
-        steps.popleft()
-        found = True
-    return found
+            return list(self._scopes.values())
