@@ -8,13 +8,16 @@ A ``Settings`` is read when a model or a communicator is made, never at import:
 
 The strongest source wins: keyword arguments, then ``--name=value`` or ``--name value`` on the command line, then the
 environment variable ``EFL_NAME`` (for ``task_index`` and ``worker_num`` also ``TF_CONFIG``), then the default. Flags
-that efl does not know are left to the user's own script, and ``sys.argv`` is never changed.
+that efl does not know are left to the user's own script, with a warning where one looks like a misspelt flag of efl's;
+``sys.argv`` is never changed.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
+import logging
 import math
 import numbers
 import os
@@ -25,6 +28,7 @@ from typing import Any
 
 from efl.errors import ConfigError
 
+_log = logging.getLogger("efl")
 ROLES = ("leader", "follower")
 DEFAULT_ADDRESS = "localhost:50051"
 
@@ -142,6 +146,7 @@ class Settings:
             raise ConfigError(f"unknown setting {', '.join(unknown)}; known are {', '.join(_PARSERS)}")
         given: dict[str, Any] = {}
         arguments = sys.argv[1:] if argv is None else argv
+        _warn_of_misspelt(arguments)
         # From the weakest source to the strongest.
         for name, value, source in (
             *_from_environment(os.environ if environ is None else environ),
@@ -322,6 +327,32 @@ def command_line_settings(argv: Sequence[str]) -> Iterator[tuple[str, Any, str]]
             if value.startswith("--"):
                 raise ConfigError(f"--{name}: expected a value, as --{name}=VALUE or --{name} VALUE")
         yield name, value, f"--{name}"
+
+
+# Low enough for a letter too many, too few or in another's place, and for --checkpoint; words of which half is
+# different are other words.
+_LIKENESS = 0.8
+_warned: set[str] = set()  # several models read one command line; what was said of a flag once is said
+
+
+def _warn_of_misspelt(argv: Sequence[str]) -> None:
+    """Logs, once in a process, each flag that efl does not know but that looks like one it knows.
+
+    No error: the flag may be the script's own.
+    """
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    for name in (flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")):
+        if name in _PARSERS or name in _warned:
+            continue
+        like = difflib.get_close_matches(name.lower().replace("-", "_"), _PARSERS, n=1, cutoff=_LIKENESS)
+        if like:
+            _warned.add(name)
+            _log.warning(
+                "--%s is no flag of efl, so efl does not read it: did you mean --%s? (Nothing is wrong where it is the "
+                "script's own.)",
+                name,
+                like[0],
+            )
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:

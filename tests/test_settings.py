@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -57,6 +58,41 @@ def test_the_rest_of_the_command_line_is_the_scripts_own(monkeypatch: pytest.Mon
     settings = Settings.load(environ={})
     assert settings == Settings(federal_role="follower")
     assert sys.argv == argv
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """efl's log, with nothing said before and whatever an earlier run has made of its logger undone."""
+    monkeypatch.setattr("efl.settings._warned", set())
+    monkeypatch.setattr(logging.getLogger("efl"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--federal_rol=leader", "federal_role"),
+        ("--peer-addr=localhost:1", "peer_addr"),
+        ("--Seed=1", "seed"),
+        ("--local_address", "local_addr"),
+        ("--logdir", "log_dir"),
+        ("--my-keys=k", "my_key"),
+        ("--checkpoint=x", "checkpoint_dir"),
+        ("--save_checkpoints_steps=4", "save_checkpoint_steps"),
+    ],
+)
+def test_a_flag_that_looks_misspelt_is_told_once(flag: str, meant: str, warnings: pytest.LogCaptureFixture) -> None:
+    assert load(flag, "--epochs=2") == load("--epochs=2", flag) == Settings()
+    (record,) = warnings.records
+    assert record.levelname == "WARNING"
+    name = flag.partition("=")[0]
+    assert record.getMessage().startswith(f"{name} is no flag of efl, so efl does not read it: did you mean --{meant}?")
+
+
+def test_flags_that_are_the_scripts_own_or_right_pass_in_silence(warnings: pytest.LogCaptureFixture) -> None:
+    load("--seed=1", "--epochs=3", "--batch_size=2", "--data", "x", "--log_step=5", "--lr=.1", "-seeds", "peer-addr")
+    load("--insecure", "--seedling=9", "--role=boss", "--timeout=1", "--task=ctr", "--name=x", "--", "--peer-addr=a:1")
+    assert not warnings.records
 
 
 def test_reads_the_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
