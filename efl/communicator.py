@@ -24,19 +24,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl._exchanged import Exchanged
 from efl._graph import as_graph_tensor, call_python, op_name, raw_session
 from efl._inbox import Inbox
+from efl._reader_ops import ReaderOps
 from efl._steps import Disputed, Exchange, Scope, sample_ids
 from efl._task_scope import TaskScope, current_task_scope
 from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError, PeerClosed
 from efl.settings import ROLES, check_clear_text
-from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
+from efl.transport import Channel, Endpoint, Hello, Limits
 
 if TYPE_CHECKING:
     from efl.hooks.communicator_hook import CommunicatorHook
 
 _PEER = {"leader": "follower", "follower": "leader"}
-_READER_END = b"end"
 _SETTLE_SECONDS = 2.0
 
 
@@ -98,14 +99,13 @@ class Communicator:
         )
         self._connect_timeout = connect_timeout
         self._limits = limits or Limits()
-        self._specs: dict[tuple[str, str], TensorSpec] = {}
+        self._exchanged = Exchanged()
         self._inboxes: list[Inbox] = []
         self._ids_noted: dict[TaskScope, tf.Operation] = {}
         self._batch_read: dict[TaskScope, tf.Operation] = {}
-        self._terms: dict[str, Any] = {}
         self._channel: Channel | None = None
         self._hook: CommunicatorHook | None = None
-        self._reader_steps: dict[str, int] = {}
+        self._reader_ops = ReaderOps(self, self._register_reader, self._push_now)
 
     # ---- ops -------------------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Communicator:
         """
         scope = current_task_scope() if scope is None else scope
         tensor = as_graph_tensor(tensor, f"send({name!r})")
-        wire = self._register("send", name, scope, tensor.dtype, tensor.shape, require_grad)
+        wire = self._exchanged.add("send", name, scope, tensor.dtype, tensor.shape, require_grad)
         state = self.exchange.scope(scope.wire)
 
         def push(array: np.ndarray) -> None:
@@ -164,7 +164,7 @@ class Communicator:
         scope = current_task_scope() if scope is None else scope
         dtype = tf.as_dtype(dtype)
         static = tf.TensorShape(shape)
-        wire = self._register("recv", name, scope, dtype, static, require_grad)
+        wire = self._exchanged.add("recv", name, scope, dtype, static, require_grad)
         inbox = Inbox(wire, dtype, static, self._after_ids(scope))
         self.exchange.scope(scope.wire).sinks.append(inbox)
         self._inboxes.append(inbox)
@@ -184,7 +184,7 @@ class Communicator:
           DataError: ``ids`` are neither integers nor strings.
         """
         scope = current_task_scope()
-        if f"{scope.wire}/sample_id" in self._terms:
+        if f"{scope.wire}/sample_id" in self._exchanged.terms:
             raise ModelError(
                 f"{scope.wire}: sample ids are verified already; one FederalSample per task and mode may do it"
             )
@@ -219,42 +219,18 @@ class Communicator:
           block_id: Scalar string (or tensor): the block to read.
           sample_index: Scalar integer (or tensor): the row in it to begin at.
         """
-        state = tf.stack([b"next", tf.reshape(block_id, []), tf.as_string(tf.cast(sample_index, tf.int64))])
-        return self._reader_op(name, state)
+        return self._reader_ops.send(name, block_id, sample_index)
 
     def terminate_reader(self, name: str) -> tf.Operation:
         """Makes an op that tells the peer that the reader of that name is done."""
-        return self._reader_op(name, tf.constant([_READER_END, b"", b"0"]))
+        return self._reader_ops.terminate(name)
 
     def recv_reader_state(self, name: str) -> tuple[tf.Tensor, tf.Tensor]:
         """Makes the pair (block_id, sample_index), scalar string and int64, that the peer's reader announced.
 
         Running it raises ``tf.errors.OutOfRangeError`` after the peer terminated the reader.
         """
-        scope = TaskScope(None, "reader")
-        with tf.init_scope():
-            state = self.recv(name, tf.string, shape=[3], scope=scope)
-
-        def parse(kind: bytes, block: bytes, index: bytes) -> tuple[bytes, np.int64]:
-            self.exchange.taken(self.exchange.scope(scope.wire), f"{scope.wire}/{name}")
-            if kind == _READER_END:
-                raise StopIteration  # TensorFlow makes it OutOfRangeError
-            return block, np.int64(index)
-
-        block_id, index = tf.numpy_function(parse, [state[0], state[1], state[2]], [tf.string, tf.int64])
-        return tf.ensure_shape(block_id, []), tf.ensure_shape(index, [])
-
-    def _reader_op(self, name: str, state: tf.Tensor) -> tf.Operation:
-        scope = TaskScope(None, "reader")
-        wire = f"{scope.wire}/{name}"
-        if ("send", wire) not in self._specs:
-            self._register("send", name, scope, tf.string, tf.TensorShape([3]), False)
-
-        def push(array: np.ndarray) -> None:
-            step = self._reader_steps[wire] = self._reader_steps.get(wire, 0) + 1
-            self._guarded(lambda: self._connected().send(wire, step, np.asarray(array), timeout=self.exchange.timeout))
-
-        return call_python(push, [state], op_name("efl_reader", wire))
+        return self._reader_ops.recv(name)
 
     def add_step(self) -> tf.Operation:
         """Makes an op that ends the current step of the communicator's own scope and begins the next.
@@ -288,11 +264,7 @@ class Communicator:
         Raises:
           ModelError: The term was declared with another value, or the handshake is over.
         """
-        if term in self._terms and self._terms[term] != value:
-            raise ModelError(f"{term} is declared as {self._terms[term]!r} already; cannot be {value!r} too")
-        if self._channel is not None and term not in self._terms:
-            raise ModelError(f"{term}: too late, the parties have shaken hands")
-        self._terms[term] = value
+        self._exchanged.declare(term, value)
 
     def connect(
         self, terms: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
@@ -314,18 +286,18 @@ class Communicator:
         nonce = secrets.token_hex(16)
         hello = Hello(
             self.federal_role,
-            tuple(self._specs[key] for key in sorted(self._specs)),
-            {**self._terms, **(terms or {})},
+            self._exchanged.specs,
+            {**self._exchanged.terms, **(terms or {})},
             {**(facts or {}), "nonce": nonce},
         )
         channel = Channel(self._endpoint, hello, self._limits)
         self.exchange.attach(channel)
-        self._channel = channel
-        self._reader_steps.clear()
+        self._use(channel)
+        self._reader_ops.clear()
         try:
             peer = channel.connect(self._connect_timeout)
         except BaseException:
-            self._channel = None
+            self._use(None)
             channel.close(0.0)
             raise
         peer_nonce = peer.facts.get("nonce")
@@ -360,7 +332,7 @@ class Communicator:
             self._channel.close()
             if self._channel.error is None:
                 self.exchange.settle(_SETTLE_SECONDS)
-            self._channel = None
+            self._use(None)
         self.exchange.unbind()
 
     def abort(self, error: BaseException) -> None:
@@ -371,7 +343,7 @@ class Communicator:
                 self._channel.close(0.0)
             else:
                 self._channel.abort(error)
-            self._channel = None
+            self._use(None)
         self.exchange.unbind()
 
     def check(self) -> None:
@@ -414,18 +386,26 @@ class Communicator:
 
     def names(self, direction: str, scope: TaskScope) -> list[str]:
         """Wire names of what this party sends or receives in a scope. ``direction`` is ``"send"`` or ``"recv"``."""
-        mode = "" if scope.mode is None else scope.mode.value
-        return [
-            spec.name
-            for (way, _), spec in self._specs.items()
-            if way == direction and spec.mode == mode and spec.task == (scope.task or "")
-        ]
+        return self._exchanged.names(direction, scope)
 
     def scope_state(self, scope: TaskScope) -> Scope:
         """The conversation's state of a scope, for the step loop."""
         return self.exchange.scope(scope.wire)
 
     # ---- private ---------------------------------------------------------------------------------------------------
+
+    def _register_reader(self, name: str, scope: TaskScope) -> str:
+        wire = f"{scope.wire}/{name}"
+        if ("send", wire) in self._exchanged:
+            return wire
+        return self._exchanged.add("send", name, scope, tf.string, tf.TensorShape([3]), False)
+
+    def _push_now(self, wire: str, step: int, array: np.ndarray) -> None:
+        self._guarded(lambda: self._connected().send(wire, step, array, timeout=self.exchange.timeout))
+
+    def _use(self, channel: Channel | None) -> None:
+        self._channel = channel
+        self._exchanged.seal(channel is not None)
 
     def _connected(self) -> Channel:
         if self._channel is None:
@@ -450,34 +430,3 @@ class Communicator:
         except EflError as error:
             self.exchange.fail(error, abort=False)
             raise
-
-    def _register(
-        self,
-        direction: str,
-        name: str,
-        scope: TaskScope,
-        dtype: tf.DType,
-        shape: tf.TensorShape,
-        require_grad: bool,
-    ) -> str:
-        if not isinstance(name, str) or not name or len(name) > 200 or not name.isprintable():
-            raise ModelError(
-                f"{name!r}: the name of a sent or received tensor is a text of 1 to 200 printable characters"
-            )
-        if self._channel is not None:
-            raise ModelError(f"{name!r}: too late, the parties have shaken hands; make all sends and receives before")
-        wire = f"{scope.wire}/{name}"
-        if (direction, wire) in self._specs:
-            raise ModelError(f"{direction} {name!r} exists already in {scope.wire}: names are unique per task and mode")
-        dims = None if shape.rank is None else tuple(shape.as_list())
-        mode = "" if scope.mode is None else scope.mode.value
-        self._specs[direction, wire] = TensorSpec(
-            wire,
-            dtype.base_dtype.name,
-            dims,
-            "send" if direction == "send" else "recv",
-            require_grad,
-            mode,
-            scope.task or "",
-        )
-        return wire

@@ -19,13 +19,13 @@ import tensorflow
 import tensorflow.compat.v1 as tf
 
 from efl import _compile, _readers
+from efl._definition import Definition
 from efl._gradients import OptConfig
-from efl._graph import as_graph_tensor
-from efl._program import Metric, Program, ancestors
+from efl._program import Program, ancestors
 from efl._run import Run
 from efl._session import HookedSession
 from efl._steps import Solo
-from efl._task_scope import MODE, TaskScope, current_task_scope
+from efl._task_scope import MODE, TaskScope
 from efl.errors import ConfigError, EflError, ModelError
 from efl.hooks import Reporter
 from efl.settings import Settings
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from efl.procedure_fn import Procedure
 
 
-class Model:
+class Model(Definition):
     """Input, loss, evaluation and optimizer of one or several tasks, compiled into one graph and run.
 
     Args:
@@ -66,13 +66,7 @@ class Model:
         self.history: list[dict[str, Any]] = []
         self.steps_trained = 0
         self.shared_seed = 0
-        self._input_fns: dict[str | None, Callable[..., Any]] = {}
-        self._loss_fns: dict[str | None, Callable[..., Any]] = {}
-        self._eval_fns: dict[str | None, Callable[..., Any]] = {}
-        self._opt_fns: dict[str | None, Callable[..., Any]] = {}
-        self._extra_data: dict[Any, Any] = {}
-        self._programs: dict[TaskScope, Program] = {}
-        self._compiled = False
+        super().__init__()
         self._opt_config = OptConfig()
         self._session_config: tf.ConfigProto | None = None
         self._session: HookedSession | None = None
@@ -83,92 +77,6 @@ class Model:
         self._stage_manager = StageManager()
         self._training_flag = tf.placeholder_with_default(False, [], name="efl_training_flag")
         self._global_step = tf.train.get_or_create_global_step()
-
-    # ---- defining it ---------------------------------------------------------------------------------------------
-
-    def input_fn(self, input_fn: Callable[[Model, MODE], Any], task: str | None = None) -> Model:
-        """Sets a task's input: ``input_fn(model, mode) -> Sample``. Called for EVAL only where there is an eval_fn."""
-        return self._define(self._input_fns, input_fn, task, "input_fn")
-
-    def loss_fn(self, loss_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
-        """Sets a task's loss: ``loss_fn(model, sample) -> loss``.
-
-        The loss is a scalar or a vector (see ``opt_config`` of ``compile``).
-        """
-        return self._define(self._loss_fns, loss_fn, task, "loss_fn")
-
-    def eval_fn(self, eval_fn: Callable[[Model, Any], Any], task: str | None = None) -> Model:
-        """Sets a task's evaluation.
-
-        ``eval_fn(model, sample)`` returns a tensor, a (value, update_op) pair, a list or None.
-        """
-        return self._define(self._eval_fns, eval_fn, task, "eval_fn")
-
-    def optimizer_fn(self, optimizer_fn: Callable[[Model, str | None], Any], task: str | None = None) -> Model:
-        """Sets a task's optimizers: ``optimizer_fn(model, task) -> {optimizer: (variables, scope)}``.
-
-        Usually made by ``efl.optimizer_fn.optimizer_setter`` or ``efl.optimizer_fn.scope_optimizer``.
-        """
-        return self._define(self._opt_fns, optimizer_fn, task, "optimizer_fn")
-
-    def add_metric(self, name: str, metric: Any, mode: MODE | None = None, task: str | None = None) -> None:
-        """Adds a metric to what a mode of a task reports.
-
-        Args:
-          name: Under which it is logged.
-          metric: A tensor, fetched in each step; or a ``(value, update_op)`` pair: the update runs in every step, the
-            value is read after it. Evaluation metrics start afresh at each evaluation.
-          mode: Default: the scope in which it is called, else TRAIN.
-          task: Default: the scope in which it is called.
-
-        Raises:
-          ModelError: Not a metric, or the name is taken in that mode and task.
-        """
-        program = self._program(self._scope(mode, task))
-        if name in program.metrics:
-            raise ModelError(f"metric {name!r} exists already in {program.scope}")
-        program.metrics[name] = Metric.parse(name, metric)
-
-    def add_hooks(
-        self, hooks: Sequence[tf.train.SessionRunHook], mode: MODE | None = None, task: str | None = None
-    ) -> None:
-        """Adds session hooks that run in one mode of one task only.
-
-        Without ``mode`` and ``task`` they belong to the scope in which this is called, else to TRAIN.
-
-        Raises:
-          ModelError: Something in the list is not a ``tf.train.SessionRunHook``.
-        """
-        if isinstance(hooks, tf.train.SessionRunHook):
-            hooks = [hooks]
-        for hook in hooks:
-            if not isinstance(hook, tf.train.SessionRunHook):
-                raise ModelError(f"add_hooks: {hook!r:.100} is not a tf.train.SessionRunHook")
-        self._program(self._scope(mode, task)).hooks.extend(hooks)
-
-    def add_train_op(self, train_op: Any, task: str | None = None) -> None:
-        """Adds an op to each training step of a task."""
-        self._add_op(TaskScope(MODE.TRAIN, self._task(task)), train_op)
-
-    def add_eval_op(self, eval_op: Any, task: str | None = None) -> None:
-        """Adds an op to each evaluation step of a task."""
-        self._add_op(TaskScope(MODE.EVAL, self._task(task)), eval_op)
-
-    def add_extra_data(self, key: Any, value: Any) -> None:
-        """Keeps any value under a key, for the user's functions to share."""
-        self._extra_data[key] = value
-
-    def get_extra_data(self, key: Any) -> Any:
-        """Returns what ``add_extra_data`` kept.
-
-        Raises:
-          ModelError: Nothing was kept under that key.
-        """
-        if key not in self._extra_data:
-            raise ModelError(
-                f"no extra data under {key!r}; there is: {', '.join(map(repr, self._extra_data)) or 'nothing'}"
-            )
-        return self._extra_data[key]
 
     # ---- compiling and running -----------------------------------------------------------------------------------
 
@@ -349,21 +257,6 @@ class Model:
         return self._global_step
 
     @property
-    def input_fns(self) -> dict[str | None, Callable[..., Any]]:
-        """Task -> its input_fn."""
-        return dict(self._input_fns)
-
-    @property
-    def loss_fns(self) -> dict[str | None, Callable[..., Any]]:
-        """Task -> its loss_fn."""
-        return dict(self._loss_fns)
-
-    @property
-    def opt_fns(self) -> dict[str | None, Callable[..., Any]]:
-        """Task -> its optimizer_fn."""
-        return dict(self._opt_fns)
-
-    @property
     def losses(self) -> dict[str | None, tf.Tensor | None]:
         """Task -> its scalar loss."""
         return {s.task: p.loss for s, p in self._programs.items() if s.mode is MODE.TRAIN and p.op is not None}
@@ -377,11 +270,6 @@ class Model:
     def train_ops(self) -> dict[str | None, tf.Operation]:
         """Task -> the op of its training step."""
         return {s.task: p.op for s, p in self._programs.items() if s.mode is MODE.TRAIN and p.op is not None}
-
-    @property
-    def extra_data(self) -> dict[Any, Any]:
-        """What ``add_extra_data`` kept."""
-        return dict(self._extra_data)
 
     @property
     def metric_variables_initializer(self) -> tf.Operation:
@@ -427,17 +315,6 @@ class Model:
     def _pace_of(self, program: Program) -> Any:
         return self._pace if self._programs.get(program.scope) is program else self._solo
 
-    def _scope(self, mode: MODE | None, task: str | None) -> TaskScope:
-        current = current_task_scope()
-        return TaskScope(mode or current.mode or MODE.TRAIN, self._task(task))
-
-    @staticmethod
-    def _task(task: str | None) -> str | None:
-        return task if task is not None else current_task_scope().task
-
-    def _program(self, scope: TaskScope) -> Program:
-        return self._programs.setdefault(scope, Program(scope))
-
     def _compiled_program(self, mode: MODE, task: str | None) -> Program:
         if not self._compiled:
             raise ModelError("compile() comes first")
@@ -461,24 +338,6 @@ class Model:
         if program.scope.mode is MODE.TRAIN and self._training_flag.consumers():
             feeds.setdefault(self._training_flag, True)
         return tuple(feeds), tuple(np.asarray(v, f.dtype.as_numpy_dtype) for f, v in feeds.items())
-
-    def _define(self, where: dict[str | None, Any], function: Any, task: str | None, what: str) -> Model:
-        TaskScope(None, task)
-        if not callable(function):
-            raise ModelError(f"{what}: expected a function, got {type(function).__name__}")
-        if self._compiled:
-            raise ModelError(f"{what}: the model is compiled already")
-        where[task] = function
-        return self
-
-    def _add_op(self, scope: TaskScope, op: Any) -> None:
-        if not isinstance(op, (tf.Operation, tf.Tensor)):
-            op = as_graph_tensor(op, "add_train_op" if scope.mode is MODE.TRAIN else "add_eval_op")
-        program = self._program(scope)
-        if program.op is None:
-            program.extra_ops.append(op)
-        else:
-            program.set_op(tf.group(program.op, op))
 
     # What a federation adds to compiling; a model alone exchanges nothing.
 
