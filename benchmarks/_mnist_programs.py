@@ -118,8 +118,8 @@ def serve_model(model: Any) -> None:
             seen = len(model.history)
             stage = LoopStage(model.train_op(), True, steps)
             seconds = timed(lambda: model.run_stage(f"round{next(rounds)}", stage))
-            waits = [entry["wait_ms"] for entry in model.history[seen:]]
-            return {"seconds": seconds, "wait_ms": statistics.fmean(waits)}
+            waits = [entry["wait_ms"] for entry in model.history[seen:] if "wait_ms" in entry]  # none without a peer
+            return {"seconds": seconds, **({"wait_ms": statistics.fmean(waits)} if waits else {})}
 
         serve(run)
 

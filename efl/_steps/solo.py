@@ -37,10 +37,9 @@ class Solo:
         scope.running = scope.step + 1
         return scope.running
 
-    def complete(self, scope: SoloScope) -> float:
-        """Ends the running step. Returns 0.0, the seconds waited for a peer."""
+    def complete(self, scope: SoloScope) -> None:
+        """Ends the running step. Returns None in place of the seconds waited for a peer: there is none."""
         scope.step, scope.running = scope.step + 1, None
-        return 0.0
 
     def interrupted(self, scope: SoloScope) -> bool:
         """Whether a peer is why the running step failed: never."""

@@ -83,17 +83,18 @@ class StageReport:
         self._steps = done
         self._reported = done
         self._since = time.monotonic()
-        self._waited = 0.0
+        self._waited: float | None = None
         self._values: Sequence[Any] = ()
         self._bar: Progress | None = progress_bar(reporter.console)
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(str(program.scope), total=total, completed=done)
 
-    def step(self, values: Sequence[Any], waited: float) -> None:
-        """One step is done: what was fetched in it, and the seconds it waited for the peer."""
+    def step(self, values: Sequence[Any], waited: float | None) -> None:
+        """One step is done: what was fetched in it, and the seconds it waited for the peer, None without one."""
         self._steps += 1
-        self._waited += waited
+        if waited is not None:
+            self._waited = waited + (self._waited or 0.0)
         self._values = values
         if self._bar is not None:
             self._bar.update(self._task, completed=self._steps)
@@ -113,8 +114,9 @@ class StageReport:
     def _emit(self) -> None:
         now = time.monotonic()
         count = self._steps - self._reported
-        rate = count / max(now - self._since, 1e-9)
-        wait_ms = self._waited / count * 1000
+        pace = {"steps_per_second": count / max(now - self._since, 1e-9)}
+        if self._waited is not None:
+            pace["wait_ms"] = self._waited / count * 1000
         values = [_number(v) for v in self._values]
         loss = values.pop(0) if self._has_loss else None
         numbers = dict(zip(self._names, values))
@@ -130,22 +132,17 @@ class StageReport:
         }
         if self._mode is MODE.EVAL:
             row["batches"] = self._steps
-        row.update({"loss": loss, **ordered, "steps_per_second": rate, "wait_ms": wait_ms})
+        row.update({"loss": loss, **ordered, **pace})
         self._reporter.history.append(row)
         _log.info(
             "%s",
             " ".join(f"{_LABELS.get(k, k)}={_show(v)}" for k, v in row.items() if k != "task" or v is not None),
         )
-        chart = {
-            **({} if loss is None else {"loss": loss}),
-            **ordered,
-            "steps_per_second": rate,
-            "wait_ms": wait_ms,
-        }
+        chart = {**({} if loss is None else {"loss": loss}), **ordered, **pace}
         self._reporter.write(
             self._mode.value, scope.task, step, {k: v for k, v in chart.items() if isinstance(v, float)}
         )
-        self._reported, self._waited, self._since = self._steps, 0.0, time.monotonic()
+        self._reported, self._waited, self._since = self._steps, None, time.monotonic()
 
 
 _LABELS = {"steps_per_second": "steps/s"}

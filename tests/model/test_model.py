@@ -1,5 +1,7 @@
 """The model that trains alone: what a user writes, and what comes of it."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -178,7 +180,7 @@ def test_eval_fn_may_return(toy, kind):
         np.testing.assert_allclose(row["eval_0"], expected, rtol=1e-5)
         assert "eval_1" in row
     elif kind == "none":
-        assert set(row) == {"role", "mode", "task", "step", "batches", "loss", "steps_per_second", "wait_ms"}
+        assert set(row) == {"role", "mode", "task", "step", "batches", "loss", "steps_per_second"}
     else:
         np.testing.assert_allclose(row["eval"], expected, rtol=1e-5)
 
@@ -349,6 +351,19 @@ def test_summaries_hold_the_logged_values(toy, tmp_path):
     np.testing.assert_allclose(
         found["eval", "mse"], [(row["step"], row["mse"]) for row in model.history if row["mode"] == "eval"], rtol=1e-6
     )
+
+
+def test_a_model_without_a_peer_says_nothing_of_waiting(toy, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("efl"), "propagate", True)
+    caplog.set_level(logging.INFO, "efl")
+    model = toy.model().compile()
+    model.fit(PROCEDURE.train(max_step=2), log_step=1, log_dir=str(tmp_path))
+    lines = [line for line in caplog.messages if " step=" in line]
+    assert len(lines) == 2
+    (file,) = (tmp_path / "local" / "train").iterdir()
+    drawn = {value.tag for event in tf.train.summary_iterator(str(file)) for value in event.summary.value}
+    assert drawn == {"loss", "steps_per_second"}
+    assert not [told for told in (*lines, *model.history) if "wait_ms" in told]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
