@@ -44,6 +44,7 @@ def compile_model(model: Model) -> None:
         if task in model._eval_fns:
             with task_scope(MODE.EVAL, task) as scope:
                 _compile_evaluation(model, scope, name)
+    model._opt_config.warn_if_unread(opt for program in model._programs.values() for opt in program.optimizers)
     refs = reference_variables(tf.get_default_graph())
     if refs:
         raise ModelError(

@@ -10,7 +10,8 @@ which equals the gradient of the joint loss, so a federated step is the step of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from efl.errors import ConfigError, ModelError
 
+_log = logging.getLogger("efl")
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 REDUCTIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {"mean": tf.reduce_mean, "sum": tf.reduce_sum}
 BACKEND_MODES = ("noise", "unnoise")
@@ -30,10 +32,12 @@ class OptConfig:
     Attributes:
       reduce: Makes a scalar of a loss vector: ``"mean"``, ``"sum"`` or a callable.
       backend_mode: Whether differential privacy noises returned gradients; nothing else reads it.
+      is_mode_given: Whether the user chose the ``backend_mode``.
     """
 
     reduce: str | Callable[[tf.Tensor], tf.Tensor] = "mean"
     backend_mode: str = "noise"
+    is_mode_given: bool = False
 
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None) -> OptConfig:
@@ -57,7 +61,25 @@ class OptConfig:
         mode = config.get("BACKEND_MODE", "noise")
         if mode not in BACKEND_MODES:
             raise ConfigError(f"opt_config BACKEND_MODE={mode!r}: expected 'noise' or 'unnoise'")
-        return cls(reduce, mode)
+        return cls(reduce, mode, "BACKEND_MODE" in config)
+
+    def warn_if_unread(self, optimizers: Iterable[Any]) -> None:
+        """Logs that a ``BACKEND_MODE`` was chosen which none of the optimizers reads.
+
+        An optimizer that reads it says so by an attribute ``reads_backend_mode``. Who chooses between noise and no
+        noise believes that there is some.
+        """
+        held = list(optimizers)
+        if not self.is_mode_given or any(getattr(optimizer, "reads_backend_mode", False) for optimizer in held):
+            return
+        names = ", ".join(sorted({type(optimizer).__name__ for optimizer in held})) or "none"
+        _log.warning(
+            "opt_config BACKEND_MODE=%r has no effect: no optimizer of this model is a differentially private one (its "
+            "optimizers: %s), so no gradient is noised, neither what trains here nor what is returned to a peer; leave "
+            "it out",
+            self.backend_mode,
+            names,
+        )
 
     def to_scalar(self, loss: tf.Tensor, where: str) -> tf.Tensor:
         """Reduces a loss of any shape to a scalar.

@@ -145,3 +145,31 @@ def test_an_optimizer_fn_of_the_users_own(toy):
     assert model.get_weights()["widest/b"] == 0.0
     ((variables, scope),) = model.opt_to_vars().values()
     assert ([v.op.name for v in variables], scope) == (["wide/inner/v"], "mine")
+
+
+@pytest.mark.parametrize("mode", ["noise", "unnoise"])
+def test_a_backend_mode_that_no_optimizer_reads_is_told_once(toy, caplog, mode):
+    model = toy.model(evaluate=toy.batch())
+    model.input_fn(model.input_fns[None], "b").loss_fn(toy.loss, "b").optimizer_fn(
+        efl.optimizer_fn.optimizer_setter(tf.train.AdamOptimizer(0.1)), "b"
+    )
+    model.compile(opt_config={"BACKEND_MODE": mode})
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "efl"]
+    assert told.startswith(f"opt_config BACKEND_MODE={mode!r} has no effect: no optimizer")
+    assert "(its optimizers: AdamOptimizer, GradientDescentOptimizer)" in told
+    assert "no gradient is noised" in told
+
+
+@pytest.mark.parametrize("config", [None, {}, {"REDUCE": "sum"}])
+def test_a_backend_mode_that_was_not_chosen_is_not_told(toy, caplog, config):
+    toy.model().compile(opt_config=config)
+    assert "BACKEND_MODE" not in caplog.text
+
+
+def test_a_backend_mode_that_an_optimizer_reads_is_not_told(toy, caplog):
+    class Private(SGD):
+        reads_backend_mode = True
+
+    model = toy.model().optimizer_fn(efl.optimizer_fn.optimizer_setter(Private(0.1)))
+    model.compile(opt_config={"BACKEND_MODE": "noise"})
+    assert "BACKEND_MODE" not in caplog.text
