@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow.compat.v1 as tf
 
+from efl import _constants
 from efl import _gradients as gradients
 from efl._graph import as_graph_tensor
 from efl._program import Metric, Program, as_metrics
@@ -51,6 +52,7 @@ def compile_model(model: Model) -> None:
             f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); "
             "write tf.enable_resource_variables() after it, before the first variable is made"
         )
+    _constants.warn_of_large(tf.get_default_graph())
 
 
 def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
