@@ -16,8 +16,7 @@ from efl.errors import ConfigError, ModelError
 from efl.model import Model
 from efl.settings import Settings
 from efl.transport import Limits
-
-_TOKEN = "pace"
+from efl.transport.handshake import TOKEN
 
 
 class FederalModel(Model):
@@ -224,10 +223,10 @@ class FederalModel(Model):
         # Every step is mutual: without anything to send or to receive, a token says "I have a batch for this step".
         ops: list[Any] = []
         if not self._communicator.names("send", scope):
-            token = self._communicator.send(_TOKEN, tf.constant(0, tf.int8), scope=scope)
+            token = self._communicator.send(TOKEN, tf.constant(0, tf.int8), scope=scope)
             self._send_ops.setdefault(scope, []).append(token)
         if not self._communicator.names("recv", scope):
-            ops.append(self._communicator.recv(_TOKEN, tf.int8, shape=[], scope=scope))
+            ops.append(self._communicator.recv(TOKEN, tf.int8, shape=[], scope=scope))
         ops += self._send_ops.get(scope, [])
         ops += [tensor for tensor, _ in self._receives.get(scope, {}).values()]
         return ops + list(self._grad_receives.get(scope, {}).values())

@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from efl.errors import ConfigError, ProtocolError
 from efl.transport import codec
@@ -22,6 +22,8 @@ JSON = Any  # None, bool, int, float, str, lists and dicts (with str keys) of th
 
 #: Which role talks to which.
 PARTNERS = {"leader": "follower", "follower": "leader"}
+#: Name of what a model sends in a scope in which it has nothing of its own to send.
+TOKEN = "pace"
 MAX_HELLO_BYTES = 8 << 20
 _MAX_DIMENSION = 1 << 40
 
@@ -95,6 +97,9 @@ def _contradict(a: tuple[int | None, ...] | None, b: tuple[int | None, ...] | No
 def disagreements(mine: Hello, peer: Hello) -> list[str]:
     """Everything on which two hellos contradict each other; the same list whichever party computes it.
 
+    What only follows from another entry is left out: a user's program names neither the gradient of a tensor, which
+    differs where the tensor does, nor the token of a scope without sends, of which there is one where a send is missing.
+
     Args:
       mine: This party's hello.
       peer: The other's.
@@ -110,7 +115,8 @@ def disagreements(mine: Hello, peer: Hello) -> list[str]:
         if hello.role not in PARTNERS:
             return [f"role {hello.role!r} is unknown; expected 'leader' or 'follower'"]
     first, second = sorted((mine, peer), key=lambda h: h.role, reverse=True)  # leader first
-    return [*_tensor_disagreements(first, second), *_term_disagreements(first, second)]
+    tensors, terms = _tensor_disagreements(first, second), _term_disagreements(first, second)
+    return [*(found.text for found in _causes(tensors, terms, (first, second))), *terms]
 
 
 def sorted_pair(what: str, mine: Hello, peer: Hello, my_value: object, peer_value: object) -> list[str]:
@@ -119,33 +125,64 @@ def sorted_pair(what: str, mine: Hello, peer: Hello, my_value: object, peer_valu
     return [f"{what}: " + ", ".join(f"the {role} has {value!r}" for role, value in pairs)]
 
 
-def _tensor_disagreements(first: Hello, second: Hello) -> list[str]:
+class _Found(NamedTuple):
+    """A sentence about the tensor that ``sender`` sends, or should, under ``name``."""
+
+    sender: str
+    name: str
+    text: str
+
+
+def _causes(found: list[_Found], terms: list[str], hellos: tuple[Hello, Hello]) -> list[_Found]:
+    """Those that do not follow from others; never none of them where there are no terms."""
+    wrong = {(f.sender, f.name) for f in found}
+    covered = set()
+    stated: dict[str, list[TensorSpec]] = {}
+    for hello in hellos:
+        for t in hello.tensors:
+            stated.setdefault(t.name, []).append(t)
+            sender = hello.role if t.direction == "send" else PARTNERS[hello.role]
+            if t.require_grad and (sender, t.name) in wrong:
+                covered.add((PARTNERS[sender], f"{t.name}/grad"))
+    named = [f for f in found if (f.sender, f.name) not in covered]
+    own = [f for f in named if not all(map(_is_token, stated[f.name]))]
+    return own if own or terms else named
+
+
+def _is_token(spec: TensorSpec) -> bool:
+    return spec.name.endswith(f"/{TOKEN}") and (spec.dtype, spec.shape, spec.require_grad) == ("int8", (), False)
+
+
+def _tensor_disagreements(first: Hello, second: Hello) -> list[_Found]:
     found = []
+
+    def note(sender: Hello, name: str, text: str) -> None:
+        found.append(_Found(sender.role, name, f"tensor {name!r}: {text}"))
+
     for sender, receiver in ((first, second), (second, first)):
         sent = {t.name: t for t in sender.tensors if t.direction == "send"}
         received = {t.name: t for t in receiver.tensors if t.direction == "recv"}
         for name in sorted(sent.keys() | received.keys()):
             if name not in received:
-                found.append(
-                    f"tensor {name!r}: the {sender.role} sends it, the {receiver.role} has no recv of that name"
-                )
+                note(sender, name, f"the {sender.role} sends it, the {receiver.role} has no recv of that name")
                 continue
             if name not in sent:
-                found.append(
-                    f"tensor {name!r}: the {receiver.role} receives it, the {sender.role} has no send of that name"
-                )
+                note(sender, name, f"the {receiver.role} receives it, the {sender.role} has no send of that name")
                 continue
             a, b = sent[name], received[name]
             for what in ("dtype", "require_grad", "mode", "task"):
                 if getattr(a, what) != getattr(b, what):
-                    found.append(
-                        f"tensor {name!r}: the {sender.role} sends it with {what}={getattr(a, what)!r}, "
-                        f"the {receiver.role} receives it with {what}={getattr(b, what)!r}"
+                    note(
+                        sender,
+                        name,
+                        f"the {sender.role} sends it with {what}={getattr(a, what)!r}, "
+                        f"the {receiver.role} receives it with {what}={getattr(b, what)!r}",
                     )
             if _contradict(a.shape, b.shape):
-                found.append(
-                    f"tensor {name!r}: the {sender.role} sends shape {a.shape}, "
-                    f"the {receiver.role} receives shape {b.shape}"
+                note(
+                    sender,
+                    name,
+                    f"the {sender.role} sends shape {a.shape}, the {receiver.role} receives shape {b.shape}",
                 )
     return found
 

@@ -15,6 +15,8 @@ def refused(tmp_path, leader, follower, *messages):
     results = run_both(tmp_path, leader, follower, expect=None, timeout=60)
     for role, result in results.items():
         assert result.returncode == 1, result.output
+        for internal in ("/pace", "/grad"):
+            assert internal not in result.output, f"{role} bothers the user with {internal}:\n{result.output}"
         for message in messages:
             assert message in result.output, f"{role} does not say {message!r}:\n{result.output}"
     return results

@@ -26,6 +26,15 @@ SPECS = st.builds(
     mode=st.sampled_from(["", "train"]),
     task=st.sampled_from(["", "ctr"]),
 )
+# Tensors, their gradients, gradients of gradients and tokens, real and in name only.
+INTERNAL = st.builds(
+    TensorSpec,
+    name=st.sampled_from(["t/a", "t/a/grad", "t/a/grad/grad", "t/pace", "t/pace/grad"]),
+    dtype=st.sampled_from(["int8", "float32"]),
+    shape=st.sampled_from([(), (2,)]),
+    direction=st.sampled_from(["send", "recv"]),
+    require_grad=st.booleans(),
+)
 TENSORS = st.lists(SPECS, max_size=4, unique_by=lambda t: (t.name, t.direction)).map(tuple)
 HELLOS = st.builds(
     Hello,
@@ -98,6 +107,101 @@ BASE = sends("train/fc1", shape=(256, 128), mode="train")
 )
 def test_a_tensor_that_does_not_fit_is_named(leader, follower, expected):
     assert disagreements(Hello("leader", leader), Hello("follower", follower)) == [expected]
+
+
+TOKEN = replace(sends("train/pace", "int8", ()), mode="train")
+GRADIENT = receives("train/fc1/grad", shape=(256, 128), mode="train")
+EVAL_TOKENS = (sends("eval/pace", "int8", (), mode="eval"), receives("eval/pace", "int8", (), mode="eval"))
+
+
+@pytest.mark.parametrize(
+    ("leader", "follower", "expected"),
+    [
+        # The follower has no recv of fc1, so it receives nothing in the scope, expects a token, and returns no gradient.
+        (
+            (replace(BASE, require_grad=True), GRADIENT),
+            (replace(TOKEN, direction="recv"), TOKEN),
+            ["tensor 'train/fc1': the leader sends it, the follower has no recv of that name"],
+        ),
+        # Without require_grad on one side, the gradient is on the other side's list only.
+        (
+            (replace(BASE, require_grad=True), GRADIENT),
+            (replace(BASE, direction="recv"), TOKEN),
+            [
+                "tensor 'train/fc1': the leader sends it with require_grad=True, "
+                "the follower receives it with require_grad=False"
+            ],
+        ),
+        # Another dtype is the gradient's, too.
+        (
+            (replace(BASE, require_grad=True), GRADIENT),
+            mirrored((replace(BASE, require_grad=True, dtype="float64"), replace(GRADIENT, dtype="float64"))),
+            [
+                "tensor 'train/fc1': the leader sends it with dtype='float32', "
+                "the follower receives it with dtype='float64'"
+            ],
+        ),
+        # The tensor is agreed on, its gradient is not.
+        (
+            (replace(BASE, require_grad=True), GRADIENT),
+            mirrored((replace(BASE, require_grad=True),)),
+            ["tensor 'train/fc1/grad': the leader receives it, the follower has no send of that name"],
+        ),
+        # A tensor of the program's own that is only named like a gradient: nothing requires one.
+        (
+            (BASE, GRADIENT),
+            (),
+            [
+                "tensor 'train/fc1': the leader sends it, the follower has no recv of that name",
+                "tensor 'train/fc1/grad': the leader receives it, the follower has no send of that name",
+            ],
+        ),
+        # Nor is this one fc1's gradient: it goes the way that fc1 goes.
+        (
+            (replace(BASE, require_grad=True), GRADIENT, replace(GRADIENT, direction="send")),
+            (),
+            [
+                "tensor 'train/fc1': the leader sends it, the follower has no recv of that name",
+                "tensor 'train/fc1/grad': the leader sends it, the follower has no recv of that name",
+            ],
+        ),
+        # A tensor of the program's own that is only named like a token.
+        (
+            (BASE, receives("train/pace", mode="train")),
+            (),
+            [
+                "tensor 'train/fc1': the leader sends it, the follower has no recv of that name",
+                "tensor 'train/pace': the leader receives it, the follower has no send of that name",
+            ],
+        ),
+    ],
+)
+def test_what_follows_from_another_entry_is_left_out(leader, follower, expected):
+    one, two = Hello("leader", leader), Hello("follower", follower)
+    assert disagreements(one, two) == disagreements(two, one) == expected
+
+
+def test_tokens_are_left_out_where_a_term_tells_why():
+    one = Hello("leader", EVAL_TOKENS, {"tasks": ["eval", "train"]})
+    assert disagreements(one, Hello("follower", (), {"tasks": ["train"]})) == [
+        "tasks: the leader has ['eval', 'train'], the follower has ['train']"
+    ]
+
+
+def test_tokens_are_named_where_nothing_else_is():
+    assert disagreements(Hello("leader", EVAL_TOKENS), Hello("follower")) == [
+        "tensor 'eval/pace': the leader sends it, the follower has no recv of that name",
+        "tensor 'eval/pace': the leader receives it, the follower has no send of that name",
+    ]
+
+
+@given(*[st.lists(INTERNAL, max_size=5, unique_by=lambda t: (t.name, t.direction)).map(tuple)] * 2, st.booleans())
+def test_whatever_is_left_out_something_is_named(here, there, term):
+    one, two = Hello("leader", here, {"x": 1} if term else {}), Hello("follower", there)
+    found = disagreements(one, two)
+    assert found == disagreements(two, one)
+    unlike = {(t.name, t.direction) for t in here} != {(t.name, t.direction) for t in mirrored(there)}
+    assert bool(found) or not (unlike or term)
 
 
 def test_unknown_dimensions_fit_anything():
