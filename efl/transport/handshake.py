@@ -98,7 +98,7 @@ def disagreements(mine: Hello, peer: Hello) -> list[str]:
     """Everything on which two hellos contradict each other; the same list whichever party computes it.
 
     What only follows from another entry is left out: a user's program names neither the gradient of a tensor, which
-    differs where the tensor does, nor the token of a scope without sends, of which there is one where a send is missing.
+    differs where the tensor does, nor the token of a scope without sends, which is there where a send is missing.
 
     Args:
       mine: This party's hello.

@@ -117,7 +117,7 @@ EVAL_TOKENS = (sends("eval/pace", "int8", (), mode="eval"), receives("eval/pace"
 @pytest.mark.parametrize(
     ("leader", "follower", "expected"),
     [
-        # The follower has no recv of fc1, so it receives nothing in the scope, expects a token, and returns no gradient.
+        # The follower has no recv of fc1, so it receives nothing here, expects a token, and returns no gradient.
         (
             (replace(BASE, require_grad=True), GRADIENT),
             (replace(TOKEN, direction="recv"), TOKEN),
