@@ -8,7 +8,7 @@ starts the metric afresh (a model does it before every evaluation):
     model.add_metric('auc', auc, efl.MODE.EVAL)
 
 Where an area is not defined, because one of the two classes has not been seen, the value is NaN, as in
-scikit-learn.
+scikit-learn, and a warning says so once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl._metric_checks import check
 from efl.errors import ModelError
 
 __all__ = ["auc", "gauc"]
@@ -71,7 +72,8 @@ def auc(
     if isinstance(num_thresholds, bool) or not isinstance(num_thresholds, int) or num_thresholds < 2 * _OCTAVES + 3:
         raise ModelError(f"efl.metrics.auc: num_thresholds={num_thresholds!r}: expected an int of at least 49")
     with tf.name_scope(name, "auc") as scope:
-        batch = _Batch(labels, predictions, weights, scope.rstrip("/"))
+        label = scope.rstrip("/")
+        batch = _Batch(labels, predictions, weights, label)
         per_octave = (num_thresholds - 3) // (2 * _OCTAVES)
         bins = -(-(2 * _OCTAVES * per_octave + 3) // _ROW) * _ROW
         # float64 counts exactly to 2^53; float32 would stand still at 2^24 rows of one kind.
@@ -80,10 +82,12 @@ def auc(
         counted = tf.raw_ops.ResourceScatterAdd(
             resource=histogram.handle, indices=index, updates=tf.cast(batch.weights, tf.float64)
         )
-        value = _area(histogram.read_value(), bins, "value")
+        # Not stateful, as below: a model reads it after the step.
+        value = tf.numpy_function(_Area(label), _area(histogram.read_value(), bins), tf.float32, stateful=False)
+        value.set_shape([])
         with tf.control_dependencies([counted]):
-            update = _area(histogram.read_value(), bins, "update_op")
-        return value, update
+            update = tf.identity(_area(histogram.read_value(), bins)[0], name="update_op")
+        return tf.identity(value, name="value"), update
 
 
 def gauc(
@@ -175,23 +179,23 @@ class _Batch:
         checks = []
         if self.labels.dtype != tf.bool:
             binary = tf.equal(self.labels, tf.cast(self.positive, self.labels.dtype))
-            checks.append(_check(binary, self.labels, f"efl.metrics, {label}: labels must be 0 or 1"))
-        if probabilities:
-            # NaN fails every comparison, so it fails this one as well.
-            inside = tf.logical_and(scores >= -_SLACK, scores <= 1 + _SLACK)
             checks.append(
-                _check(
-                    inside,
-                    scores,
-                    f"efl.metrics, {label}: predictions must lie in [0, 1] (pass tf.nn.sigmoid(logits), not logits)",
-                )
+                check(tf.reduce_all(binary), label, "labels must be 0 or 1", ["labels begin with", self.labels])
             )
+        low, high = tf.reduce_min(scores), tf.reduce_max(scores)  # NaN where one score is
+        if probabilities:
+            # NaN fails every comparison, so it fails these as well.
+            fine = (low >= -_SLACK) & (high <= 1 + _SLACK)
+            expected = "predictions must lie in [0, 1]: pass probabilities, such as tf.sigmoid(logits), not logits"
         else:
-            finite = tf.math.is_finite(scores)
-            checks.append(_check(finite, scores, f"efl.metrics, {label}: predictions must be finite"))
+            # Of no scores at all the smallest is infinite, and greater than the largest.
+            fine = (tf.math.is_finite(low) & tf.math.is_finite(high)) | (low > high)
+            expected = "predictions must be finite: lower the learning rate, or look at what makes them"
+        checks.append(check(fine, label, expected, ["predictions range from", low, "to", high]))
         if weights is not None:
-            legal = tf.logical_and(self.weights >= 0, tf.math.is_finite(self.weights))
-            checks.append(_check(legal, self.weights, f"efl.metrics, {label}: weights must be finite and not negative"))
+            legal = (self.weights >= 0) & tf.math.is_finite(self.weights)
+            arrived = ["weights begin with", self.weights]
+            checks.append(check(tf.reduce_all(legal), label, "weights must be finite and not negative", arrived))
         with tf.control_dependencies(checks):
             self.scores = tf.clip_by_value(scores, 0.0, 1.0) if probabilities else tf.identity(scores)
 
@@ -225,12 +229,6 @@ def _flat_like(tensor: tf.Tensor, labels: tf.Tensor, what: str, label: str) -> t
     return tf.reshape(tensor, tf.shape(labels))
 
 
-def _check(holds: tf.Tensor, values: tf.Tensor, message: str) -> tf.Operation:
-    # The raw op: tf.debugging.Assert wraps it in a conditional, which costs more than the check.
-    arrived = [message + "; they are:", values]
-    return tf.raw_ops.Assert(condition=tf.reduce_all(holds), data=arrived, summarize=8)
-
-
 def _metric_variable(shape: list[int], dtype: tf.DType, name: str) -> tf.Variable:
     return tf.Variable(
         lambda: tf.zeros(shape, dtype),
@@ -257,7 +255,8 @@ def _bin(scores: tf.Tensor, per_octave: int) -> tf.Tensor:
     return tf.where(below, position, 2 * (_OCTAVES * per_octave + 1) - position)
 
 
-def _area(histogram: tf.Tensor, bins: int, name: str) -> tf.Tensor:
+def _area(histogram: tf.Tensor, bins: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The area, and the sums of the weights of positives and negatives."""
     negatives, positives = tf.unstack(tf.reshape(histogram, [2, bins // _ROW, _ROW]))
     # Negatives that score lower, plus half of those in the same bin. tf.cumsum takes 13 ns an element, four
     # times as long as all the rest: only the rows' totals go through it, a product with a triangle does the
@@ -265,17 +264,36 @@ def _area(histogram: tf.Tensor, bins: int, name: str) -> tf.Tensor:
     triangle = np.triu(np.ones((_ROW, _ROW)), 1) + 0.5 * np.eye(_ROW)
     rows = tf.reduce_sum(negatives, axis=1, keepdims=True)
     beaten = tf.matmul(negatives, triangle) + tf.cumsum(rows, exclusive=True)
-    pairs = tf.reduce_sum(positives) * tf.reduce_sum(rows)
+    up, down = tf.reduce_sum(positives), tf.reduce_sum(rows)
     # 0 / 0 is NaN: no pairs, no area.
-    return tf.cast(tf.reduce_sum(positives * beaten) / pairs, tf.float32, name=name)
+    return tf.cast(tf.reduce_sum(positives * beaten) / (up * down), tf.float32), up, down
 
 
-class _GroupedArea:
-    """Computes the value of ``gauc`` from the kept rows."""
+class _Area:
+    """The value of ``auc``: says once why it is NaN."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._warned = False
+
+    def __call__(self, area: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        if np.isnan(area) and positives + negatives > 0 and not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "metric '%s' is nan: all labels so far are %d, and the area needs both 0 and 1 (with a weight above 0)."
+                " Where one of them is rare, more rows help; otherwise look at the labels",
+                self._label, positives > 0,
+            )  # fmt: skip
+        return area
+
+
+class _GroupedArea:
+    """Computes the value of ``gauc`` from the kept rows; says once why it is NaN."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._warned = False
+        self._warned_of_nan = False
 
     def __call__(self, groups: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> np.float32:
         kept = min(int(seen), len(groups))
@@ -286,7 +304,16 @@ class _GroupedArea:
                 " (raise max_impressions to cover all)",
                 self._label, int(seen), kept,
             )  # fmt: skip
-        return _grouped_area(groups[:kept], rows[:kept, 0], rows[:kept, 1] > 0, rows[:kept, 2])
+        groups, rows = groups[:kept], rows[:kept]
+        area = _grouped_area(groups, rows[:, 0], rows[:, 1] > 0, rows[:, 2])
+        if np.isnan(area) and kept and not self._warned_of_nan:
+            self._warned_of_nan = True
+            _LOG.warning(
+                "metric '%s' is nan: none of the %d groups so far (%d impressions) has both labels, 0 and 1 (with a"
+                " weight above 0). Where one of them is rare, more rows help; otherwise look at labels and group_ids",
+                self._label, len(np.unique(groups)), kept,
+            )  # fmt: skip
+        return area
 
 
 def _grouped_area(groups: np.ndarray, scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.float32:

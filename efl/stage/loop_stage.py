@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from efl._graph import as_graph_tensor
+from efl._metric_checks import raise_if_refused
 from efl._task_scope import MODE
 from efl.errors import ConfigError, NonFiniteLoss
 from efl.stage.stage import Stage
@@ -104,6 +105,7 @@ class LoopStage(Stage):
                 if interruption is not None:
                     model._explain_reading(program, interruption)
                     if not pace.interrupted(scope):
+                        raise_if_refused(interruption, model._who, step, scope.wire)
                         model._own_end(program, interruption)
                         pace.end(scope, "data")
                     if started_over():

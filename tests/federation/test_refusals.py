@@ -106,6 +106,20 @@ def test_a_loss_that_is_nan_stops_both_and_names_party_and_step(tmp_path):
         assert "the loss of leader is nan at step 4 of train" in result.output
 
 
+def test_logits_in_place_of_probabilities_stop_both_and_their_range_stays_at_home(tmp_path):
+    leader = LEADER.replace(
+        "    return cross_entropy",
+        "    p = tf.where(tf.equal(m.global_step, 2), 47.5, 0.5) * tf.ones([2])\n"
+        "    m.add_metric('auc', efl.metrics.auc([0, 1], p))\n    return cross_entropy",
+    )
+    results = run_both(tmp_path, leader, FOLLOWER, expect=(1, 1))
+    for result in results.values():
+        assert "auc: predictions must lie in [0, 1]: pass probabilities" in result.output
+        assert "(leader, step 3 of train)" in result.output
+    assert "predictions range from 47.5 to 47.5" in results["leader"].output
+    assert "47.5" not in results["follower"].output
+
+
 def test_an_error_in_one_partys_own_code_ends_the_other(tmp_path):
     hook = """
 class Breaks(tf.train.SessionRunHook):

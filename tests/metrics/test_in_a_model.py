@@ -9,12 +9,86 @@ from sklearn.metrics import roc_auc_score
 
 import efl
 from efl import metrics
+from efl.errors import DataError, ModelError
 
 
 @pytest.fixture(autouse=True)
 def _graph():
     with tf.Graph().as_default():
         yield
+
+
+def one_step(metric, rows, hooks=()):
+    """Trains one step of a model that has a metric of its rows; ``metric(features)`` makes it."""
+
+    def input_fn(model, mode):
+        batch = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors(rows)).get_next()
+        return efl.Sample(batch, {"x": [tf.feature_column.numeric_column("x")]})
+
+    def loss_fn(model, sample):
+        model.add_metric("ours", metric(sample.features))
+        return tf.reduce_mean(tf.layers.dense(sample["x"], 1))
+
+    model = efl.Model().input_fn(input_fn).loss_fn(loss_fn)
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.5)))
+    model.add_hooks(hooks)
+    model.compile().fit(efl.procedure_fn.train())
+    return model
+
+
+def columns(x=(0.5, 0.6, 0.7), label=(0.0, 1.0, 1.0), weight=(1.0, 1.0, 1.0)):
+    return {
+        name: np.array(values, np.float32)[:, None] for name, values in (("x", x), ("y", label), ("weight", weight))
+    }
+
+
+def auc(features):
+    return metrics.auc(features["y"], features["x"], features["weight"])
+
+
+def gauc(features):
+    return metrics.gauc(features["y"], features["x"], tf.zeros_like(features["y"], tf.int64), features["weight"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "kind", "message", "logged"),
+    [
+        (
+            auc,
+            columns(x=(-3.5, 0.5, 4.25)),
+            ModelError,
+            "efl.metrics, auc: predictions must lie in [0, 1]: pass probabilities, such as tf.sigmoid(logits), not "
+            "logits (the model, step 1 of train)",
+            "predictions range from -3.5 to 4.25",
+        ),
+        (auc, columns(x=(0.5, np.nan, 0.5)), ModelError, "must lie in [0, 1]", "predictions range from nan to nan"),
+        (gauc, columns(x=(2, np.inf, 3)), ModelError, "gauc: predictions must be finite", "range from 2 to inf"),
+        (auc, columns(label=(0, 1, 2)), DataError, "auc: labels must be 0 or 1 (the", "labels begin with 0 1 2"),
+        (gauc, columns(weight=(1, -8, 1)), DataError, "weights must be finite and not negative", "begin with 1 -8 1"),
+    ],
+)
+@pytest.mark.parametrize("hooked", [False, True])  # TensorFlow words an error otherwise where a hook fetches something
+def test_what_a_metric_refuses_is_said_in_words_and_shown_in_the_log(
+    metric, rows, kind, message, logged, hooked, caplog
+):
+    class Fetches(tf.train.SessionRunHook):
+        def before_run(self, run_context):
+            return tf.train.SessionRunArgs(tf.train.get_global_step())
+
+    with pytest.raises(kind) as caught:
+        one_step(metric, rows, [Fetches()] if hooked else [])
+    assert message in str(caught.value)
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    told = record.getMessage()
+    assert told.startswith(f"the model, step 1 of train: efl.metrics, {metric.__name__}: ")
+    assert logged in told.replace("[", "").replace("]", "")
+    assert str(rows["x"][0, 0]) not in str(caught.value)  # its text is told to a peer
+
+
+def test_a_metric_of_one_class_says_why_it_is_nan(caplog):
+    model = one_step(auc, columns(label=(1, 1, 1)))
+    assert np.isnan(model.history[-1]["ours"])
+    assert "metric 'auc' is nan: all labels so far are 1" in caplog.text
 
 
 def test_evaluation_of_a_model_equals_scikit_learn(monkeypatch):

@@ -137,6 +137,46 @@ def test_without_both_classes_the_value_is_nan(make, labels):
     assert np.isnan(make(np.array(labels, np.int64), np.full(len(labels), 0.5, np.float32)))
 
 
+def _read_twice(pair, feeds, *batches):
+    """Reads the value, which starts afresh each time, after each of the batches and again."""
+    value, update = pair
+    with tf.Session() as session:
+        for batch in batches:
+            session.run(tf.local_variables_initializer())
+            session.run(value)
+            session.run(update, dict(zip(feeds, batch)))
+            session.run(value)
+            session.run(value)
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_one_class_alone_is_told_once_for_each_metric(only, caplog):
+    label, score = tf.placeholder(tf.int64, [None]), tf.placeholder(tf.float32, [None])
+    batch = [only] * 3, [0.1, 0.2, 0.3]
+    for name in ("ctr", "cvr"):
+        _read_twice(metrics.auc(label, score, name=name), [label, score], batch, batch)
+    first, second = caplog.messages
+    assert first.startswith(f"metric 'ctr' is nan: all labels so far are {only}, and the area needs both 0 and 1")
+    assert second.startswith("metric 'cvr' is nan")
+
+
+def test_groups_without_both_classes_are_told_once(caplog):
+    columns = [tf.placeholder(dtype, [None]) for dtype in (tf.int64, tf.float32, tf.int64)]
+    batch = [0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], [7, 7, 8, 9]
+    _read_twice(metrics.gauc(*columns), columns, batch, batch)
+    (message,) = caplog.messages
+    assert message.startswith(
+        "metric 'gauc' is nan: none of the 3 groups so far (4 impressions) has both labels, 0 and 1"
+    )
+
+
+def test_values_that_exist_and_metrics_that_have_seen_nothing_are_not_told(caplog):
+    columns = [tf.placeholder(dtype, [None]) for dtype in (tf.int64, tf.float32, tf.int64)]
+    for pair in (metrics.auc(*columns[:2]), metrics.gauc(*columns)):
+        _read_twice(pair, columns, ([], [], []), ([0, 1], [0.3, 0.4], [1, 1]))
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.bool_, np.float32, np.float64])
 @pytest.mark.parametrize("column", [False, True])
 def test_label_dtypes_and_shapes(dtype, column):
@@ -246,6 +286,8 @@ def test_gauc_update_counts_impressions():
 def test_predictions_outside_the_unit_interval_fail_the_step(bad):
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"efl.metrics, auc: .*in \[0, 1\].*not logits"):
         _auc([0, 1], np.array([0.5, bad], np.float32))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"efl.metrics, auc_1: .*in \[0, 1\]"):
+        _auc([0, 1], np.array([bad, 0.5], np.float32))
 
 
 def test_rounding_just_outside_the_unit_interval_is_clipped():
@@ -265,8 +307,9 @@ def test_negative_weights_fail_the_step():
 
 
 def test_infinite_scores_fail_the_step_of_gauc():
-    with pytest.raises(tf.errors.InvalidArgumentError, match="predictions must be finite"):
-        _gauc([0, 1], np.array([0.5, np.inf], np.float32), [1, 1])
+    for bad in (np.inf, -np.inf, np.nan):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="predictions must be finite"):
+            _gauc([0, 1], np.array([0.5, bad], np.float32), [1, 1])
 
 
 def test_lengths_that_differ_only_at_run_time_fail_the_step():
