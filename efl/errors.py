@@ -50,6 +50,10 @@ class PeerLost(LinkError, ConnectionError):
     """The peer cannot be reached, or has not been heard of for longer than the timeout."""
 
 
+class PeerRestarted(PeerLost):
+    """The peer's process is another one than before: what the two had under way is gone, their checkpoints are not."""
+
+
 class PeerFailed(LinkError):
     """The peer reported that its own program failed, and the run cannot go on."""
 

@@ -65,9 +65,7 @@ class FederalModel(Model):
                 "set EFL_FEDERAL_ROLE, or pass federal_role="
             )
         super().__init__(settings=settings)
-        limits = (
-            Limits() if settings.max_message_bytes is None else Limits(max_message_bytes=settings.max_message_bytes)
-        )
+        size = {} if settings.max_message_bytes is None else {"max_message_bytes": settings.max_message_bytes}
         self._communicator = Communicator(
             settings.federal_role,
             settings.peer_addr,
@@ -77,7 +75,7 @@ class FederalModel(Model):
             settings.scanning_interval_milliseconds,
             settings.default_timeout_milliseconds,
             connect_timeout=settings.connect_timeout,
-            limits=limits,
+            limits=Limits(peer_timeout=settings.peer_timeout, **size),
             insecure=settings.insecure,
         )
         self._pace = self._communicator.exchange

@@ -65,6 +65,7 @@ class Settings:
       worker_num: How many workers the party has.
       seed: Makes a whole run reproducible; ``None``: a run differs from the next.
       connect_timeout: Seconds to wait for the peer to appear.
+      peer_timeout: Seconds to wait for a peer that was lost, while the line or its program comes back.
       default_timeout_milliseconds: How long a step waits for a message of a peer that is alive, in milliseconds.
       scanning_interval_milliseconds: Time between two looks at the steps that wait, in milliseconds.
       client_thread_num: Accepted for compatibility: one stream per pair of parties needs no pool of threads.
@@ -91,6 +92,7 @@ class Settings:
     worker_num: int = 1
     seed: int | None = None
     connect_timeout: float = 600.0
+    peer_timeout: float = 600.0
     default_timeout_milliseconds: int = 600_000
     scanning_interval_milliseconds: int = 30_000
     client_thread_num: int | None = None
@@ -286,6 +288,7 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "worker_num": _integer(1, "a number of workers"),
     "seed": _integer(0, "a seed"),
     "connect_timeout": _seconds,
+    "peer_timeout": _seconds,
     "default_timeout_milliseconds": _integer(1, "a time in milliseconds"),
     "scanning_interval_milliseconds": _integer(1, "a time in milliseconds"),
     "client_thread_num": _integer(1, "a number of threads"),

@@ -18,7 +18,7 @@ class Deadlines:
       peer_role: The peer's.
       timeout: Seconds that a step may wait for a message.
       scan_interval: Seconds between two looks.
-      scopes: The scopes as they are now.
+      scopes: The scopes whose steps may be late; none while the connection is lost.
       fail: Ends the run.
     """
 
@@ -39,8 +39,13 @@ class Deadlines:
         threading.Thread(target=self._watch, args=[over], name="efl-deadlines", daemon=True).start()
 
     def _watch(self, over: threading.Event) -> None:
+        seen = time.monotonic()
         while not over.wait(self._interval):
+            now = time.monotonic()
+            slept, seen = now - seen - self._interval, now
             for scope in self._scopes():
+                if slept > 1.0:
+                    scope.idle_since += slept  # this process was stopped: nobody knows what the peer did meanwhile
                 error = self._late(scope)
                 if error is not None:
                     self._fail(error)

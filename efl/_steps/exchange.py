@@ -48,6 +48,7 @@ class Exchange:
         self.peer_role = peer_role
         self.failure: EflError | None = None
         self.timeout = timeout
+        self.prospects = "waiting for it"  # what is said when the peer is lost
         self._scopes: dict[str, Scope] = {}
         self._delivery = threading.RLock()
         self._lock = threading.RLock()
@@ -59,7 +60,7 @@ class Exchange:
         self._goodbye = threading.Event()
         self._stages = Stages(role, peer_role, lambda note: self._control("stage", note), self.fail)
         self._disputes = Disputes(role, peer_role, self._lock, lambda rows: self._control("rows", rows), self.fail)
-        self._deadlines = Deadlines(role, peer_role, timeout, scan_interval, self._all_scopes, self.fail)
+        self._deadlines = Deadlines(role, peer_role, timeout, scan_interval, self._waiting_scopes, self.fail)
 
     # ---- making and ending it ----------------------------------------------------------------------------------
 
@@ -89,6 +90,8 @@ class Exchange:
         channel.on_control("last", of_this_channel(self._on_last))
         channel.on_control("stage", of_this_channel(self._stages.on_note))
         channel.on_control("rows", of_this_channel(self._on_rows))
+        channel.on_away(of_this_channel(self._on_away))
+        channel.on_back(of_this_channel(self._on_back))
         channel.on_failure(of_this_channel(self.fail))
         channel.on_peer_closed(of_this_channel(self._on_peer_closed))
 
@@ -167,6 +170,17 @@ class Exchange:
     def _failed_hard(self) -> bool:
         # A peer whose data ended may have said goodbye before this party has come to the same step.
         return self.failure is not None and not isinstance(self.failure, PeerClosed)
+
+    def _on_away(self, what: str) -> None:
+        with self._lock:
+            running = [f"step {scope.running} of {scope.wire}" for scope in self._scopes.values() if scope.running]
+        where = f" at {' and '.join(running)}" if running else ""
+        _log.warning("%s%s; %s", what, where, self.prospects)
+
+    def _on_back(self, seconds: float) -> None:
+        with self._lock:
+            for scope in self._scopes.values():
+                scope.idle_since += seconds  # it is not the peer's steps that took so long
 
     def _on_peer_closed(self, reason: str) -> None:
         # Ordered after all its messages: whoever still waits for one will not get it.
@@ -389,6 +403,8 @@ class Exchange:
         scope, step = self._addressed(body)
         if scope is not None:
             with self._lock:
+                if step <= scope.step:
+                    return  # of a step in which this party's data ended
                 scope.lasts.append(step)
                 flood = len(scope.lasts) > _MAX_AHEAD
             if flood:
@@ -419,6 +435,7 @@ class Exchange:
         if scope is not None:
             self._disputes.on_rows(scope, step, body)
 
-    def _all_scopes(self) -> list[Scope]:
+    def _waiting_scopes(self) -> list[Scope]:
         with self._lock:
-            return list(self._scopes.values())
+            away = self._channel is not None and self._channel.away
+            return [] if away else list(self._scopes.values())

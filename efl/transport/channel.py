@@ -9,10 +9,11 @@ channel.close()
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,7 +23,10 @@ from efl.transport.conversation import ControlCallback, Conversation, TensorCall
 from efl.transport.handshake import Hello
 from efl.transport.limits import DEFAULT_LIMITS, Endpoint, Limits
 from efl.transport.link import Link
+from efl.transport.mailbox import Mailbox, Slot
 from efl.transport.stats import Stats
+
+_T = TypeVar("_T")
 
 
 class Channel:
@@ -117,6 +121,22 @@ class Channel:
         self._before_connect("on_peer_closed")
         self._talk.on_peer_closed.append(callback)
 
+    def on_away(self, callback: Callable[[str], None]) -> None:
+        """Has ``callback(what)`` called, from any thread, when the connection is lost and is looked for anew.
+
+        ``what`` says in words who lost whom, and why.
+        """
+        self._before_connect("on_away")
+        self._talk.on_away.append(callback)
+
+    def on_back(self, callback: Callable[[float], None]) -> None:
+        """Has ``callback(seconds)`` called when there is a connection again after so many seconds.
+
+        Nothing was lost: what was sent meanwhile, or had not arrived, follows.
+        """
+        self._before_connect("on_back")
+        self._talk.on_back.append(callback)
+
     def _before_connect(self, what: str) -> None:
         if self._begun:
             raise ConfigError(f"{what}(): call it before connect(); a message may have arrived already")
@@ -138,6 +158,7 @@ class Channel:
         if self._begun:
             raise ConfigError("connect(): this channel was connected before; make a new one")
         self._begun = True
+        atexit.register(self._talk.left_open)
         threading.Thread(target=self._talk.keep_time, name="efl-time", daemon=True).start()
         try:
             return rendezvous.meet(self._talk, timeout)
@@ -157,6 +178,11 @@ class Channel:
     def peer(self) -> Hello | None:
         """The peer's hello, or None before ``connect``."""
         return self._talk.link.peer if self._talk.met and self._talk.link is not None else None
+
+    @property
+    def away(self) -> bool:
+        """Whether the connection is lost and looked for anew."""
+        return self._talk.away_since is not None
 
     @property
     def stats(self) -> Stats:
@@ -184,7 +210,8 @@ class Channel:
 
         Raises:
           ConfigError: The tensor is not as agreed, or called from a callback while the peer's window is full.
-          DeadlineError: The peer is alive but has not taken enough of what was sent before. After a part of a large
+          DeadlineError: The peer is alive but has not taken enough of what was sent before (the time while the
+            connection is lost does not count). After a part of a large
             tensor has left, nothing else can be sent under its name.
           LinkError: The conversation has ended; PeerLost, PeerClosed, PeerFailed, ProtocolError say how.
         """
@@ -193,7 +220,7 @@ class Channel:
         if link is None or not talk.met:
             raise ConfigError(f"send({name!r}, step={step}): connect() first")
         out = link.prepare(name, int(step), np.asarray(array), digest)
-        limit: float | None = None
+        since: float | None = None
         while not out.done:
             with talk.lock:
                 if talk.ended:
@@ -213,8 +240,8 @@ class Channel:
                         "thread"
                     )
                 now = time.monotonic()
-                if limit is None and timeout is not None:
-                    limit = now + timeout
+                since = now if since is None or talk.away_since is not None else max(since, talk.back_at)
+                limit = None if timeout is None else since + timeout
                 if limit is not None and now >= limit:
                     raise DeadlineError(
                         f"send({name!r}, step={step}): {link.peer_label} has not taken what was sent before within "
@@ -267,16 +294,26 @@ class Channel:
                     "will never come. Do both parties count the same steps?"
                 )
             slot = talk.tensors.wait_for(key)
+        item = self._wait(talk.tensors, slot, key, timeout)
+        return item.array
+
+    def _wait(self, box: Mailbox[_T], slot: Slot[_T], key: tuple[str, int] | str, timeout: float | None) -> _T:
+        """What is put into a slot; time while the connection is lost does not count."""
+        talk = self._talk
+        since = time.monotonic()
         item = slot.wait(timeout)
-        if item is None:
+        while item is None:
+            assert timeout is not None
             with talk.lock:
-                if talk.tensors.leave(slot):
+                now = time.monotonic()
+                since = now if talk.away_since is not None else max(since, talk.back_at)
+                left = since + timeout - now
+                if left <= 0 and box.leave(slot):
                     raise self._late(key, timeout)
-            item = slot.wait(None)
+            item = slot.wait(left if left > 0 else None)
         if isinstance(item, EflError):
             raise item
-        assert item is not None
-        return item.array
+        return item
 
     def _late(self, key: tuple[str, int] | str, timeout: float | None) -> DeadlineError:
         link = self._link(describe(key))
@@ -334,16 +371,7 @@ class Channel:
             if talk.ended:
                 raise talk.end_error(describe(topic))
             slot = talk.controls.wait_for(topic)
-        item = slot.wait(timeout)
-        if item is None:
-            with talk.lock:
-                if talk.controls.leave(slot):
-                    raise self._late(topic, timeout)
-            item = slot.wait(None)
-        if isinstance(item, EflError):
-            raise item
-        assert item is not None
-        return item
+        return self._wait(talk.controls, slot, topic, timeout)
 
     # ---- ends
 
@@ -352,10 +380,11 @@ class Channel:
         again.
 
         Args:
-          timeout: Seconds to wait for the peer, at most; after that it is left with a warning.
+          timeout: Seconds to wait for the peer, at most; after that it is left with a warning. While the connection is
+            lost, the peer may still need what was sent last: then up to ``peer_timeout``.
         """
         talk = self._talk
-        end = time.monotonic() + timeout
+        began = time.monotonic()
         with talk.lock:
             if talk.over:
                 return
@@ -365,7 +394,9 @@ class Channel:
                 link.goodbye()
                 talk.flush()
                 while not (link.flushed and link.peer_goodbye) and not talk.gone and talk.error is None:
-                    left = end - time.monotonic()
+                    left = began + timeout - time.monotonic()
+                    if talk.away_since is not None and not link.peer_goodbye:
+                        began, left = time.monotonic(), 1.0
                     if left <= 0 or talk.reading():
                         break
                     talk.wait(left)

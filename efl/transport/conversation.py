@@ -7,6 +7,7 @@ reads the stream.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -16,7 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from efl.errors import EflError, HandshakeError, LinkError, PeerClosed, PeerFailed, PeerLost, ProtocolError
+from efl.errors import (
+    EflError,
+    HandshakeError,
+    LinkError,
+    PeerClosed,
+    PeerFailed,
+    PeerLost,
+    PeerRestarted,
+    ProtocolError,
+)
 from efl.transport import events, handshake, stream
 from efl.transport import frame as wire
 from efl.transport.handshake import Hello
@@ -32,6 +42,8 @@ ControlCallback = Callable[[dict[str, Any]], None]
 _Outcome = tuple[stream.Connection | None, EflError | None]
 _HANDSHAKE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
+_LAST_WORDS_AWAY_SECONDS = 5.0
+_DAMAGES = 5  # damaged messages in a row, with nothing good in between, that are blamed on the line
 
 
 def again(error: EflError) -> EflError:
@@ -79,6 +91,15 @@ class Conversation(stream.Handler):
             ),
             0,
         )
+        self.away_since: float | None = None  # when the connection was lost; None while there is one
+        self.back_at = 0.0  # when there was one again
+        self.losses = 0
+        self._away_for = 0.0
+        self.on_away: list[Callable[[str], None]] = []
+        self.on_back: list[Callable[[float], None]] = []
+        self.redial: Callable[[int], None] | None = None  # set where this side dials
+        self.candidate: stream.Connection | None = None  # dialled, and not yet answered
+        self._damages = 0  # damaged messages in a row
         self._adopted = 0.0
         self._in_callback = False
 
@@ -141,11 +162,15 @@ class Conversation(stream.Handler):
         """See ``stream.Handler``."""
         if connection is not self.connection and not self._admit(connection, message):
             return
-        failure: ProtocolError | None = None
+        failure: EflError | None = None
         try:
             frames = wire.decode(message)
-        except ProtocolError as error:
-            frames, failure = [], error
+        except wire.DamagedFrame as error:
+            if self.met and self._is_of_the_line(connection):
+                self.lose(connection, f"damaged on the way: {error}")
+                connection.close()
+                return
+            frames, failure = [], error if self.met else PeerLost(f"damaged on the way: {error}")
         with self.lock:
             link = self.link
             if connection is not self.connection or self.over or link is None:
@@ -154,8 +179,10 @@ class Conversation(stream.Handler):
             self.counts["bytes_received"] += len(message)
             deferred: list[events.Event] = []
             try:
-                if failure is not None:
+                if isinstance(failure, ProtocolError):
                     raise link.reject(failure)
+                if any(frame.kind is not wire.Kind.RESUME for frame in frames):
+                    self._damages = 0
                 for event in link.receive(frames, time.monotonic()):
                     if not self._deliver(event):
                         deferred.append(event)
@@ -171,19 +198,82 @@ class Conversation(stream.Handler):
             self.fail(connection, failure)
 
     def _admit(self, connection: stream.Connection, message: bytes) -> bool:
-        """A first message on a connection that is not ours (yet)."""
+        """A first message on a connection that is not ours (yet): whether it is now."""
         try:
-            hello = events.read_first(message, self.limits)
-            with self.lock:
-                if self.link is None and not self.over and not self.closing and self.error is None:
-                    self.adopt(connection, f"the {hello.role} ({connection.peer})")
-                    return True
-            reasons, busy = [f"the {self.hello.role} is busy with another conversation"], True
+            if connection is self.candidate:
+                return self._answered(connection, wire.decode(message)[0])
+            first = events.read_first(message, self.limits)
+            reasons, busy, unknown = self._judge(connection, first)
+            if not reasons:
+                return True
+        except wire.DamagedFrame as error:
+            logger.warning("%s: refused a connection from %s: %s", self.hello.role, connection.peer, error)
+            reasons, busy, unknown = [str(error)], connection is not self.candidate, False  # it may try again
         except ProtocolError as error:
             logger.warning("%s: refused a connection from %s: %s", self.hello.role, connection.peer, error)
-            reasons, busy = [str(error)], False
-        connection.outbox.cut([events.refusal(reasons, busy)])
+            reasons, busy, unknown = [str(error)], False, False
+        connection.outbox.cut([events.refusal(reasons, busy, unknown)])
         return False
+
+    def _judge(self, connection: stream.Connection, first: Hello | events.Claim) -> tuple[list[str], bool, bool]:
+        """Why a newcomer is not let in: (reasons, busy, unknown); no reasons where it is."""
+        busy = [f"the {self.hello.role} is busy with another conversation"]
+        if isinstance(first, events.Claim):
+            with self.lock:
+                old = self.connection
+                if self.link is None or not self.met or not self.link.is_ours(first):
+                    return [f"the {self.hello.role} does not know this conversation"], False, True
+                if self.error is not None or self.over:
+                    return [f"the {self.hello.role} has ended this conversation"], False, True
+                if self.link.is_stale(first):
+                    return busy, True, False
+                self.link.lost()  # the peer has given the old connection up, whether or not it seems good from here
+                self.connection = connection
+            if old is not None:
+                old.close()
+            return [], False, False
+        with self.lock:
+            if self.link is None and not self.over and not self.closing and self.error is None:
+                self.adopt(connection, f"the {first.role} ({connection.peer})")
+                return [], False, False
+            if not self.met or self.away_since is None or self.error is not None or self.over:
+                return busy, True, False
+            known = self.link is not None and self.link.peer is not None and self.link.peer.instance == first.instance
+            if known and self.link is not None and self.link.received:
+                return busy, True, False  # a late copy of the hello that this conversation began with
+        reasons = handshake.disagreements(self.hello, first)
+        if reasons:
+            logger.warning("%s: somebody came in place of the lost %s and was refused, since both disagree: %s",
+                           self.hello.role, self.partner, "; ".join(reasons))  # fmt: skip
+            return reasons, False, False
+        self.end(PeerRestarted(f"the {first.role} ({connection.peer}) was started again"))
+        return busy, True, False  # its next try finds the next channel of this party
+
+    def _answered(self, connection: stream.Connection, frame: wire.Frame) -> bool:
+        """The first answer to a claim of ours."""
+        if frame.kind is wire.Kind.RESUME:
+            with self.lock:
+                if self.candidate is not connection or self.link is None or self.over or self.error is not None:
+                    return False
+                self.link.lost()
+                self.connection, self.candidate = connection, None
+            return True
+        refused = events.read_refusal(frame.payload) if frame.kind is wire.Kind.REFUSE else events.Refused(())
+        if refused.unknown:
+            self.end(PeerRestarted(f"{self._label()} was started again"))
+        connection.close()
+        return False
+
+    def _label(self) -> str:
+        return self.link.peer_label if self.link is not None else f"the {self.partner}"
+
+    def _is_of_the_line(self, connection: stream.Connection) -> bool:
+        """Damage is a fault of the line until it comes again and again with nothing good in between."""
+        with self.lock:
+            if connection is not self.connection or self.link is None:
+                return False
+            self._damages += 1
+            return self._damages <= _DAMAGES
 
     def _deliver(self, event: events.Event) -> bool:
         """Puts what is addressed to a mailbox there, in the same breath as the link took it (lock held)."""
@@ -206,6 +296,10 @@ class Conversation(stream.Handler):
             return True
         if isinstance(event, events.Goodbye):
             self.wake_takers()
+        elif isinstance(event, events.Resumed):
+            now = time.monotonic()
+            self.back_at, self._away_for, self.away_since = now, now - (self.away_since or now), None
+            self.notify()
         return False
 
     def _dispatch(self, connection: stream.Connection, event: events.Event) -> None:
@@ -225,6 +319,8 @@ class Conversation(stream.Handler):
             with self.lock:
                 self.met = True
             self.outcomes.put((connection, None))
+        elif isinstance(event, events.Resumed):
+            self._found()
         elif isinstance(event, events.Refused):
             if event.busy or not event.reasons:
                 connection.outbox.end()
@@ -273,18 +369,48 @@ class Conversation(stream.Handler):
         with self.lock:
             if connection is not self.connection or self.link is None:
                 return
-            self.gone = True
-            self.notify()
-            if self.over or self.error is not None:
-                return
-            if self.link.peer_goodbye or self.closing:
+            if self.over or self.error is not None or (self.link.peer_goodbye and self.link.flushed):
+                self.gone = True
+                self.notify()
                 return
             label, heard = self.link.peer_label, self.link.last_heard(time.monotonic())
+        why = why or "it ended the stream without a goodbye"
+        if self.met:
+            self.lose(connection, why)
+            return
         lost = PeerLost(
-            f"the {self.hello.role} lost {label}: {why or 'it ended the stream without a goodbye'}; {heard}. "
+            f"the {self.hello.role} lost {label}: {why}; {heard}. "
             "Its process has ended or the line is down: see its log"
         )
         self.fail(connection, lost)
+
+    # ---- lost and found
+
+    def lose(self, connection: stream.Connection, why: str) -> None:
+        """The connection is gone, or no good; the conversation waits for the next."""
+        with self.lock:
+            if connection is not self.connection or self.link is None or self.over or self.error is not None:
+                return
+            now = time.monotonic()
+            self.link.lost()
+            self.connection = None
+            if self.away_since is not None:
+                return  # lost again before it was found
+            self.away_since = now
+            self.losses += 1
+            loss = self.losses
+            what = f"{self.hello.role}: lost {self.link.peer_label}: {why}; {self.link.last_heard(now)}"
+        for told in self.on_away:
+            told(what)
+        if not self.on_away:
+            logger.warning("%s; waiting up to %g s for it", what, self.limits.peer_timeout)
+        if self.redial is not None:
+            threading.Thread(target=self.redial, args=[loss], name="efl-redial", daemon=True).start()
+
+    def _found(self) -> None:
+        logger.info("%s: %s is back after %.1f s", self.hello.role, self._label(), self._away_for)
+        for told in self.on_back:
+            told(self._away_for)
 
     # ---- ends
 
@@ -293,14 +419,22 @@ class Conversation(stream.Handler):
         with self.lock:
             if connection is not self.connection or self.error is not None or self.over:
                 return
-            if self.met:
-                self.error = error
-                self.wake_takers()
             connection.outbox.end()
-        if not self.met:
+            met = self.met
+        if met:
+            self.end(error)
+        else:
             self.outcomes.put((connection, error))
-            return
-        logger.error("%s: %s", self.hello.role, error)
+
+    def end(self, error: EflError) -> None:
+        """The conversation, once begun, cannot go on: wakes and tells everybody."""
+        with self.lock:
+            if self.error is not None or self.over:
+                return
+            self.error = error
+            self.wake_takers()
+        logger.log(logging.WARNING if isinstance(error, PeerRestarted) else logging.ERROR, "%s: %s",
+                   self.hello.role, error)  # fmt: skip
         for told in self.on_failure:
             try:
                 told(error)
@@ -312,6 +446,12 @@ class Conversation(stream.Handler):
         with self.lock:
             if self.over:
                 return
+            limit = time.monotonic() + _LAST_WORDS_AWAY_SECONDS
+            while self.away_since is not None and self.error is None and not self.reading():
+                left = limit - time.monotonic()
+                if left <= 0:
+                    break
+                self.wait(left)  # the line may come back, and the peer learn why this party went
             if self.link is not None and self.connection is not None:
                 self.link.abort(cause)
                 self.connection.outbox.cut(self.link.take(time.monotonic()))
@@ -328,6 +468,10 @@ class Conversation(stream.Handler):
         else:
             self.tear_down()
 
+    def left_open(self) -> None:
+        """The program ends and has not closed: the peer is told, which would wait for it otherwise."""
+        self.abort(LinkError(f"the {self.hello.role}'s program ended without closing the conversation"))
+
     def reading(self) -> bool:
         """Whether this is the thread that reads the stream (it must never wait for the peer)."""
         return self.connection is not None and self.connection.reader is threading.current_thread()
@@ -335,7 +479,10 @@ class Conversation(stream.Handler):
     def tear_down(self) -> None:
         """Ends stream, port and timer; gives last words a moment to leave. The port is free afterwards."""
         self.stopped.set()
+        atexit.unregister(self.left_open)
         connection, listener = self.connection, self.listener
+        if self.candidate is not None:
+            self.candidate.close()
         if connection is not None:
             connection.outbox.end()
             if not self.reading():
@@ -349,26 +496,31 @@ class Conversation(stream.Handler):
         while not self.stopped.wait(max(0.02, self.limits.heartbeat_seconds / 2)):
             now = time.monotonic()
             stalled = None
-            lost: PeerLost | None = None
+            silent = ""
             with self.lock:
-                connection = self.connection
-                if self.link is None or connection is None or self.over or self.error is not None:
+                connection, away = self.connection, self.away_since
+                if self.link is None or self.over or self.error is not None:
                     continue
                 agreeing = self.link.state is not State.OPEN and not self.met
                 if agreeing and now - self._adopted > _HANDSHAKE_SECONDS:
                     stalled = connection
                 if self._in_callback:
                     self.link.alive(now)
-                try:
-                    self.link.tick(now)
-                except PeerLost as error:
-                    lost = error
+                silent = self.link.tick(now)
                 self.flush()
+                label = self.link.peer_label
             if stalled is not None:
                 stalled.close()
-            if lost is not None:
-                self.fail(connection, lost)
+            if silent and connection is not None:
+                self.lose(connection, silent)
                 connection.close()
+            if away is not None and now - away > self.limits.peer_timeout:
+                self.end(
+                    PeerLost(
+                        f"{label} did not come back within peer_timeout={self.limits.peer_timeout:g} s. Is its process "
+                        "alive, and the line between the parties up?"
+                    )
+                )
 
 
 def describe(key: Hashable) -> str:

@@ -14,6 +14,8 @@ from efl.transport.handshake import Hello
 from efl.transport.inbound import Message
 from efl.transport.limits import Limits
 
+MAX_TEXT = 4000  # characters of a reason or an error of the peer
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -24,10 +26,16 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    """The parties disagree (``reasons``), or the peer is busy with another conversation."""
+    """The parties disagree (``reasons``), the peer is busy with another conversation, or does not know ours."""
 
     reasons: tuple[str, ...]
     busy: bool = False
+    unknown: bool = False
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The conversation goes on, on another connection."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +59,68 @@ class Aborted:
     text: str
 
 
-Event = Accepted | Refused | Message | Control | Goodbye | Aborted
+Event = Accepted | Refused | Resumed | Message | Control | Goodbye | Aborted
 
 
-def refusal(reasons: list[str], busy: bool = False) -> bytes:
-    """A frame that ends a connection before any conversation: "busy", or "that was no hello"."""
-    return wire.encode(Kind.REFUSE, json.dumps({"busy": busy, "reasons": reasons}).encode())
+@dataclass(frozen=True)
+class Claim:
+    """What a party says that wants to go on with a conversation: who it is, whom it was talking to, which attempt."""
+
+    instance: str
+    peer: str
+    attempt: int
 
 
-def read_first(message: bytes, limits: Limits) -> Hello:
-    """The hello that a new connection must open with.
+def claim(instance: str, peer: str, attempt: int) -> bytes:
+    """The payload of a RESUME frame."""
+    return json.dumps([instance, peer, attempt]).encode()
+
+
+def read_claim(payload: bytes | memoryview) -> Claim:
+    """Reads the payload of a RESUME frame.
+
+    Raises:
+      ProtocolError: It is malformed.
+    """
+    if len(payload) > 1000:
+        raise ProtocolError(f"a claim of {len(payload)} bytes")
+    body = handshake.read_json(payload, "claim")
+    if not (isinstance(body, list) and len(body) == 3 and all(isinstance(name, str) for name in body[:2])):
+        raise ProtocolError("malformed claim to a conversation")
+    if type(body[2]) is not int or not 0 < body[2] < 1 << 62:
+        raise ProtocolError("malformed number in a claim to a conversation")
+    return Claim(*body)
+
+
+def refusal(reasons: list[str], busy: bool = False, unknown: bool = False) -> bytes:
+    """A frame that ends a connection before any conversation: "busy", "that was no hello", "I do not know you"."""
+    return wire.encode(Kind.REFUSE, json.dumps({"busy": busy, "unknown": unknown, "reasons": reasons}).encode())
+
+
+def read_refusal(payload: bytes | memoryview) -> Refused:
+    """Reads the payload of a REFUSE frame.
+
+    Raises:
+      ProtocolError: It is malformed.
+    """
+    body = handshake.read_json(payload, "refusal")
+    reasons = body.get("reasons") if isinstance(body, dict) else None
+    if not isinstance(reasons, list):
+        raise ProtocolError("malformed refusal")
+    return Refused(
+        tuple(str(r)[:MAX_TEXT] for r in reasons), body.get("busy") is True, unknown=body.get("unknown") is True
+    )
+
+
+def read_first(message: bytes, limits: Limits) -> Hello | Claim:
+    """The hello or the claim that a new connection must open with.
 
     Raises:
       ProtocolError: It opens with something else.
     """
-    frames = wire.decode(message)
-    if frames[0].kind is not Kind.HELLO:
-        raise ProtocolError(f"expected a hello first, got {frames[0].kind.name}")
-    return handshake.parse(frames[0].payload, limits)[0]
+    frame = wire.decode(message)[0]
+    if frame.kind is Kind.RESUME:
+        return read_claim(frame.payload)
+    if frame.kind is not Kind.HELLO:
+        raise ProtocolError(f"expected a hello first, got {frame.kind.name}")
+    return handshake.parse(frame.payload, limits)[0]

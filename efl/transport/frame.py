@@ -36,6 +36,10 @@ _new = tuple.__new__  # a third of the time of a named tuple's own constructor
 _SHAPES = [struct.Struct(f"<{n}q") for n in range(MAX_NDIM + 1)]
 
 
+class DamagedFrame(ProtocolError):
+    """The bytes are not what an efl party sent: a fault of the line, unless it happens again and again."""
+
+
 class Kind(enum.IntEnum):
     """What a frame is for. DATA, CONTROL and BYE carry sequence numbers; the others do not."""
 
@@ -48,6 +52,7 @@ class Kind(enum.IntEnum):
     PING = 7
     BYE = 8
     ABORT = 9
+    RESUME = 10
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -140,7 +145,7 @@ def decode(message: bytes) -> list[Frame]:
       The frames in order, at least one.
 
     Raises:
-      ProtocolError: The bytes are not a sequence of whole, undamaged frames.
+      DamagedFrame: The bytes are not a sequence of whole, undamaged frames.
     """
     view = memoryview(message)
     size = len(view)
@@ -148,20 +153,20 @@ def decode(message: bytes) -> list[Frame]:
     at = 0
     while at < size or not frames:
         if size - at < HEADER_BYTES:
-            raise ProtocolError(f"a frame header takes {HEADER_BYTES} bytes, {size - at} are left in the message")
+            raise DamagedFrame(f"a frame header takes {HEADER_BYTES} bytes, {size - at} are left in the message")
         (checksum, magic, kind, flags, dtype, ndim, tensor, length,
          seq, ack, consumed, consumed_bytes, step, total, offset) = _HEADER.unpack_from(view, at)  # fmt: skip
         if magic != _MAGIC:
-            raise ProtocolError(f"expected an efl frame (magic {_MAGIC:#x}), got {magic:#x}: is the peer an efl party?")
+            raise DamagedFrame(f"expected an efl frame (magic {_MAGIC:#x}), got {magic:#x}: is the peer an efl party?")
         if kind not in _KINDS or flags & ~_KNOWN_FLAGS or ndim > MAX_NDIM:
-            raise ProtocolError(f"frame of unknown form: kind {kind}, flags {flags:#x}, {ndim} dimensions")
+            raise DamagedFrame(f"frame of unknown form: kind {kind}, flags {flags:#x}, {ndim} dimensions")
         used = HEADER_BYTES + 8 * ndim + (flags & FLAG_DIGEST) * DIGEST_BYTES
         body = at + used + (16 - used) % 64
         end = body + length + -length % 16
         if end > size:
-            raise ProtocolError(f"frame of {end - at} bytes in a message that has {size - at} left")
+            raise DamagedFrame(f"frame of {end - at} bytes in a message that has {size - at} left")
         if xxhash.xxh3_64_intdigest(view[at + 8 : end]) != checksum:
-            raise ProtocolError(f"checksum of a {_KINDS[kind].name} frame does not match: it was damaged on the way")
+            raise DamagedFrame(f"checksum of a {_KINDS[kind].name} frame does not match: it was damaged on the way")
         extra = at + HEADER_BYTES
         digest = b""
         if flags & FLAG_DIGEST:

@@ -1,6 +1,6 @@
 """Frames on their way out: their sequence numbers, and what is kept until the peer has acknowledged it.
 
-Pure: no sockets, threads or clocks. A replay after a lost connection will send ``Ledger.kept`` again.
+Pure: no sockets, threads or clocks.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ class Ledger:
             self.acked = number
             while self.kept and self.kept[0][0] <= number:
                 self.kept_bytes -= self.kept.popleft()[1]
+
+    def replay(self) -> None:
+        """Queues again what the peer has not acknowledged, on a new connection."""
+        self.queue.extend(data for _, _, data in self.kept)
 
     def in_sequence(self, frame: Frame) -> bool:
         """Counts the next frame of the peer. False for one that has been taken before (a replay).

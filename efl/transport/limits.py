@@ -31,7 +31,8 @@ class Limits:
       max_control_bytes: Largest control message, in bytes of JSON.
       chunk_bytes: Tensors larger than this travel in pieces of this size.
       heartbeat_seconds: A side that has sent nothing for so long sends a ping.
-      dead_seconds: A peer that has sent nothing for so long is given up.
+      dead_seconds: A connection on which nothing has come for so long is given up, and looked for anew.
+      peer_timeout: Seconds for which a lost peer is waited for.
     """
 
     max_message_bytes: int = 2 << 30
@@ -43,14 +44,15 @@ class Limits:
     max_control_bytes: int = MIB
     chunk_bytes: int = MIB
     heartbeat_seconds: float = 1.0
-    dead_seconds: float = 10.0
+    dead_seconds: float = 4.0
+    peer_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ConfigError(f"Limits.{field.name}={value!r}: expected a number above 0")
-            if not field.name.endswith("seconds") and not isinstance(value, int):
+            if not isinstance(field.default, float) and not isinstance(value, int):
                 raise ConfigError(f"Limits.{field.name}={value!r}: expected a whole number")
         for name in ("chunk_bytes", "max_control_bytes"):
             if getattr(self, name) > MAX_PAYLOAD_BYTES:

@@ -4,17 +4,20 @@ No sockets, no threads, no clocks: the time is an argument. ``Channel`` is the
 shell around it. One ``Link`` lives as long as one conversation::
 
     HELLO --(peer's hello, no disagreement)--> AGREED --(peer's ACCEPT)--> OPEN --> OVER
-                                                                           (goodbyes, refusal, abort, error)
+                                                                           ^  |     (goodbyes, refusal, abort, error)
+                                                       (peer's RESUME) ----+  v ``lost``
+                                                                           AWAY
 
-Frames of kind DATA, CONTROL and BYE carry a sequence number. The receiver takes them in order and says in
-every frame it sends how far it has come; the sender keeps what has not been acknowledged (bounded) for a
-replay. Acknowledgement and credit ride on frames that travel anyway; a frame of their own is sent only when
-too much is unannounced, or when the peer says that it is waiting for credit.
+Frames of kind DATA, CONTROL and BYE carry a sequence number. The receiver takes them in order and says in every frame
+it sends how far it has come; the sender keeps what has not been acknowledged (bounded) and sends it again on the next
+connection, when one is lost. Acknowledgement and credit ride on frames that travel anyway; a frame of their own is sent
+only when too much is unannounced, or when the peer says that it is waiting for credit.
 """
 
 from __future__ import annotations
 
 import enum
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from efl.errors import ConfigError, EflError, PeerLost, ProtocolError
-from efl.transport import handshake
-from efl.transport.events import Aborted, Accepted, Control, Event, Goodbye, Refused
+from efl.errors import ConfigError, EflError, ProtocolError
+from efl.transport import events, handshake
+from efl.transport.events import MAX_TEXT, Aborted, Accepted, Claim, Control, Event, Goodbye, Refused, Resumed
 from efl.transport.frame import FLAG_HUNGRY, Frame, Kind
 from efl.transport.handshake import Hello, TensorSpec
 from efl.transport.inbound import Inbound, Message
@@ -32,7 +35,6 @@ from efl.transport.ledger import Ledger
 from efl.transport.limits import MIB, Limits
 from efl.transport.outbound import Outbound, Outgoing
 
-_MAX_TEXT = 4000
 _DATA = Kind.DATA
 
 
@@ -42,6 +44,7 @@ class State(enum.Enum):
     HELLO = "waiting for the peer's hello"
     AGREED = "waiting for the peer to accept"
     OPEN = "open"
+    AWAY = "the connection is lost"
     OVER = "over"
 
 
@@ -81,6 +84,8 @@ class Link:
         self._ledger = Ledger(self._inbound)
         self._outbound = Outbound((), 1, 1, 1)
         self._ack_bytes, self._ack_messages, self._max_control = MIB, 1, 0
+        self._attempt = 0  # number of the newest claim, of the side that dials
+        self._knocked = False  # this side has sent RESUME on the connection to come
         self._peer_hungry = False  # the peer waits for credit: announce every message that is consumed
         self._asked = (-1, -1, -1)
         self._heard, self._said = now, now
@@ -97,9 +102,63 @@ class Link:
     def take(self, now: float) -> list[bytes]:
         """The frames to send now, in order. Each may be sent as a message, or several joined."""
         queue, self._ledger.queue = self._ledger.queue, []
+        if self.state is State.AWAY:
+            return []  # what counts is kept, and sent again
         if queue:
             self._said = now
         return queue
+
+    # ---- lost and found
+
+    def lost(self) -> None:
+        """The connection is gone; the conversation waits for the next."""
+        if self.state is State.OPEN:
+            self.state = State.AWAY
+            self._ledger.queue.clear()
+            self._peer_hungry, self._knocked, self._asked = False, False, (-1, -1, -1)
+
+    def knock(self) -> bytes:
+        """The frame that opens a new connection, where this side dials it."""
+        self._knocked, self._attempt = True, self._attempt + 1
+        self._put_resume()
+        frame = self._ledger.queue.pop()
+        self._ledger.queue.clear()
+        return frame
+
+    def is_ours(self, claim: Claim) -> bool:
+        """Whether a claim is the peer's, and to this conversation. Only the peer knows both names."""
+        if self.peer is None:
+            return False
+        named = hmac.compare_digest(claim.instance.encode(), self.peer.instance.encode())
+        return named and hmac.compare_digest(claim.peer.encode(), self._hello.instance.encode())
+
+    def is_stale(self, claim: Claim) -> bool:
+        """Whether a later attempt of the peer has been taken up: connections may overtake each other."""
+        return claim.attempt <= self._attempt
+
+    def _put_resume(self) -> None:
+        assert self.peer is not None
+        self._ledger.put(Kind.RESUME, events.claim(self._hello.instance, self.peer.instance, self._attempt))
+
+    def _on_resume(self, frame: Frame) -> Resumed:
+        claim = events.read_claim(frame.payload)
+        if not self.is_ours(claim):
+            raise ProtocolError("RESUME of another conversation")
+        if frame.ack < self._ledger.acked:
+            raise ProtocolError(f"it has {frame.ack} frames, and had acknowledged {self._ledger.acked}")
+        self._on_credit(frame)
+        self.state = State.OPEN
+        self._ledger.queue.clear()  # sent while away: kept
+        if not self._knocked:
+            self._attempt = claim.attempt
+            self._put_resume()
+        self._ledger.replay()
+        return Resumed()
+
+    @property
+    def received(self) -> int:
+        """How many frames of the peer have arrived in order."""
+        return self._ledger.received
 
     # ---- sending
 
@@ -169,7 +228,7 @@ class Link:
 
     def goodbye(self) -> None:
         """Queues this side's goodbye, after everything queued before."""
-        if self.state is State.OPEN and not self.said_goodbye:
+        if self.state in (State.OPEN, State.AWAY) and not self.said_goodbye:
             self.said_goodbye = True
             self._ledger.put_kept(Kind.BYE)
 
@@ -182,7 +241,7 @@ class Link:
         if self.state is State.OVER:
             return
         self._ledger.queue.clear()
-        text = str(error)[:_MAX_TEXT] if isinstance(error, EflError) else ""
+        text = str(error)[:MAX_TEXT] if isinstance(error, EflError) else ""
         self._ledger.put(Kind.ABORT, json.dumps({"type": type(error).__name__, "text": text}).encode())
         self.state = State.OVER
 
@@ -202,23 +261,19 @@ class Link:
 
     # ---- time
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> str:
         """Sends a heartbeat when one is due.
 
-        Raises:
-          PeerLost: The peer has been silent for longer than ``dead_seconds``.
+        Returns:
+          Why the connection is to be given up, in words; empty while it is good.
         """
         if self.state is not State.OPEN:
-            return
+            return ""
         if now - self._heard > self._limits.dead_seconds:
-            self.state = State.OVER
-            raise PeerLost(
-                f"{self.peer_label} has been silent for more than "
-                f"dead_seconds={self._limits.dead_seconds:g}: "
-                f"{self.last_heard(now)}. Is its process alive, and the line between the parties up?"
-            )
+            return f"nothing came for more than dead_seconds={self._limits.dead_seconds:g}"
         if now - self._said >= self._limits.heartbeat_seconds:
             self._ledger.put(Kind.PING)
+        return ""
 
     def alive(self, now: float) -> None:
         """The shell knows that the peer is not silent (its messages wait while a callback runs)."""
@@ -251,7 +306,7 @@ class Link:
           ProtocolError: The peer broke the protocol; it is told, and the conversation is over.
         """
         self._heard = now
-        events: list[Event] = []
+        happened: list[Event] = []
         try:
             for frame in frames:
                 event: Event | None
@@ -263,10 +318,10 @@ class Link:
                     break
                 self._heard_what = (frame.kind, frame.tensor, frame.step)
                 if event is not None:
-                    events.append(event)
+                    happened.append(event)
         except ProtocolError as error:
             raise self.reject(error) from None
-        return events
+        return happened
 
     def reject(self, error: ProtocolError) -> ProtocolError:
         """The peer broke the protocol: tells it, ends the conversation, returns the error with its name."""
@@ -280,9 +335,13 @@ class Link:
             body = handshake.read_json(frame.payload, "message of failure")
             self.state = State.OVER
             body = body if isinstance(body, dict) else {}
-            return Aborted(str(body.get("type", "an error"))[:100], str(body.get("text", ""))[:_MAX_TEXT])
+            return Aborted(str(body.get("type", "an error"))[:100], str(body.get("text", ""))[:MAX_TEXT])
         if kind is Kind.REFUSE:
             return self._on_refuse(frame)
+        if self.state is State.AWAY:
+            if kind is not Kind.RESUME:
+                raise ProtocolError(f"expected RESUME, got {kind.name}")
+            return self._on_resume(frame)
         if self.state is State.HELLO:
             return self._on_hello(frame)
         if self.state is State.AGREED:
@@ -342,12 +401,9 @@ class Link:
     def _on_refuse(self, frame: Frame) -> Refused:
         if self.state not in (State.HELLO, State.AGREED):
             raise ProtocolError("REFUSE in the middle of the conversation")
-        body = handshake.read_json(frame.payload, "refusal")
-        reasons = body.get("reasons") if isinstance(body, dict) else None
-        if not isinstance(reasons, list):
-            raise ProtocolError("malformed refusal")
+        refused = events.read_refusal(frame.payload)
         self.state = State.OVER
-        return Refused(tuple(str(r)[:_MAX_TEXT] for r in reasons), body.get("busy") is True)
+        return refused
 
     def _on_hello(self, frame: Frame) -> Event | None:
         if frame.kind is not Kind.HELLO:
@@ -356,7 +412,7 @@ class Link:
         self.peer = peer
         reasons = handshake.disagreements(self._hello, peer)
         if reasons:
-            self._ledger.put(Kind.REFUSE, json.dumps({"busy": False, "reasons": reasons}).encode())
+            self._ledger.put(Kind.REFUSE, json.dumps({"reasons": reasons}).encode())
             self.state = State.OVER
             return Refused(tuple(reasons))
         self._agree(peer, shared)

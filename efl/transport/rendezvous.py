@@ -9,6 +9,7 @@ from efl.errors import EflError, LinkError, PeerLost, ProtocolError
 from efl.transport import stream
 from efl.transport.conversation import Conversation, logger
 from efl.transport.handshake import Hello
+from efl.transport.redial import Redialler
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 2.0
 _ATTEMPT_SECONDS = 15.0
@@ -97,9 +98,12 @@ def _dial(talk: Conversation, timeout: float) -> Hello:
         with talk.lock:
             talk.gone = False
             talk.adopt(connection, f"the {talk.partner} ({address})")
+        begun = time.monotonic()
+        talk.redial = Redialler(talk, 0.0)  # before the first answer: the line may go right after it
         connection.start()
         error = _outcome(talk, connection, min(_ATTEMPT_SECONDS, max(0.05, patience.left())))
         if error is None:
+            talk.redial = Redialler(talk, time.monotonic() - begun)
             return _peer(talk)
         if not isinstance(error, PeerLost):
             raise error
@@ -109,7 +113,8 @@ def _dial(talk: Conversation, timeout: float) -> Hello:
         connection.close()
         if talk.stopped.wait(min(backoff, max(0.0, patience.left()))):
             break
-        backoff = min(2 * backoff, _LAST_BACKOFF)
+        # A peer that is busy is there, and will soon be ready.
+        backoff = _FIRST_BACKOFF if "is busy" in note else min(2 * backoff, _LAST_BACKOFF)
     if talk.over:
         raise LinkError(f"the {talk.hello.role} has closed this channel while it looked for the {talk.partner}")
     raise PeerLost(

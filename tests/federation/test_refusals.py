@@ -1,5 +1,6 @@
 """What the parties refuse, and that both sides say why, with an exit code, within seconds."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -158,8 +159,14 @@ def test_a_party_that_is_killed_is_missed_within_seconds(tmp_path, victim):
     code = {"leader": LEADER, "follower": FOLLOWER}
     address = free_address()
     env = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    endless = {role: script(body.replace("max_step=10), ", "), ").replace("train(max_step=10)", "train(), log_step=5"))
-               for role, body in code.items()}  # fmt: skip
+    endless = {
+        role: script(
+            body.replace("max_step=10), ", "), ")
+            .replace("train(max_step=10)", "train(), log_step=5")
+            .replace("efl.FederalModel()", "efl.FederalModel(peer_timeout=3.0)")
+        )
+        for role, body in code.items()
+    }
     parties = {role: start_party(role, text, cwd=tmp_path, address=address, env=env) for role, text in endless.items()}
     try:
         for party in parties.values():
@@ -171,5 +178,5 @@ def test_a_party_that_is_killed_is_missed_within_seconds(tmp_path, victim):
         for party in parties.values():
             party.kill()
     assert result.returncode == 1
-    assert "PeerLost" in result.output
-    assert f"lost the {victim}" in result.output
+    assert re.search(rf"lost the {victim} .* at step \d+ of train", result.output)
+    assert re.search(rf"PeerLost: the {victim} .* did not come back within peer_timeout=3 s", result.output)

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from efl.errors import PeerLost
+from efl.errors import PeerFailed, PeerLost
 from efl.transport import Limits
 from efl.transport.limits import DEFAULT_LIMITS
 from tests.transport.peers import follower, free_address, leader, receives, sends
@@ -44,13 +44,15 @@ def partner(role: str, address: str, limits: Limits = DEFAULT_LIMITS):
 
 @pytest.mark.parametrize("role", ["leader", "follower"])
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_peer_that_dies_or_freezes_is_lost(role, sign):
+def test_a_peer_that_dies_or_freezes_is_missed_and_then_lost(role, sign):
     address = free_address()
     other = "follower" if role == "leader" else "leader"
-    channel, out, back = partner(role, address, Limits(heartbeat_seconds=0.2, dead_seconds=1.5))
+    channel, out, back = partner(role, address, Limits(heartbeat_seconds=0.2, dead_seconds=1.0, peer_timeout=2.0))
     failures: list = []
+    missed: list = []
     told = threading.Event()
     channel.on_failure(lambda error: (failures.append(error), told.set()))
+    channel.on_away(missed.append)
     process = start(other, address, FOREVER)
     try:
         channel.connect(30)
@@ -58,11 +60,13 @@ def test_a_peer_that_dies_or_freezes_is_lost(role, sign):
             channel.send(out, step, np.ones(5, np.float32))
             channel.recv(back, step, 10)
         process.send_signal(sign)
-        what = "lost the" if sign == signal.SIGKILL else "has been silent for more than dead_seconds=1.5"
-        with pytest.raises(PeerLost, match=what) as caught:
+        with pytest.raises(PeerLost, match=rf"the {other} \(.* did not come back within peer_timeout=2 s"):
             channel.recv(back, 3)
-        assert f"the {other} (" in str(caught.value)
-        assert "last heard" in str(caught.value)
+        (what,) = missed
+        assert what.startswith(f"{role}: lost the {other} (")
+        assert "last heard" in what
+        if sign == signal.SIGSTOP:
+            assert "nothing came for more than dead_seconds=1" in what
         with pytest.raises(PeerLost):
             channel.send(out, 3, np.ones(5, np.float32))
         assert told.wait(10)
@@ -74,17 +78,36 @@ def test_a_peer_that_dies_or_freezes_is_lost(role, sign):
 
 
 @pytest.mark.parametrize("role", ["leader", "follower"])
+def test_a_peer_that_was_stopped_for_a_while_goes_on(role):
+    address = free_address()
+    other = "follower" if role == "leader" else "leader"
+    channel, out, back = partner(role, address, Limits(heartbeat_seconds=0.2, dead_seconds=1.0))
+    process = start(other, address, FOREVER)
+    try:
+        channel.connect(30)
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(3.0, process.send_signal, [signal.SIGCONT]).start()
+        for step in range(3):
+            channel.send(out, step, np.full(5, step, np.float32))
+            channel.recv(back, step, 30)
+    finally:
+        process.kill()
+        process.wait()
+        channel.abort(RuntimeError("over"))
+
+
+@pytest.mark.parametrize("role", ["leader", "follower"])
 def test_a_program_that_forgets_to_close_still_ends(role):
     address = free_address()
     other = "follower" if role == "leader" else "leader"
-    channel, out, back = partner(role, address)
+    channel, out, back = partner(role, address, Limits(peer_timeout=1.0))
     process = start(other, address, LEAVE)
     try:
         channel.connect(30)
         channel.recv(back, 0, 10)
         channel.send(out, 0, np.ones(5, np.float32))
         assert process.wait(30) == 0
-        with pytest.raises(PeerLost, match=f"lost the {other}"):
+        with pytest.raises(PeerFailed, match=f"the {other}'s program ended without closing the conversation"):
             channel.recv(back, 1)
     finally:
         process.kill()
