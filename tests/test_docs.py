@@ -7,9 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
 from tests.parties import run_parties
 
@@ -36,43 +34,6 @@ def test_the_quick_starts_two_parties_learn(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     assert aucs[-1] > 0.9
     assert result["follower"].output.count("loss=-") == 4
-
-
-def write_records(folder: Path, **features: np.ndarray) -> None:
-    folder.mkdir()
-    with tf.io.TFRecordWriter(str(folder / "part-0.tfrecord")) as writer:
-        for row in zip(*features.values(), strict=True):
-            example = tf.train.Example()
-            for name, value in zip(features, row, strict=True):
-                values = np.atleast_1d(value)
-                kind = example.features.feature[name]
-                (kind.int64_list if values.dtype.kind == "i" else kind.float_list).value.extend(values.tolist())
-            writer.write(example.SerializeToString())
-
-
-def test_the_readmes_two_parties_learn(tmp_path: Path) -> None:
-    follower, leader_loss = programs("README.md")
-    random = np.random.RandomState(3)
-    pixels, ids = random.rand(512, 784).astype(np.float32) * 20, np.arange(512)
-    labels = (pixels[:, ::8].sum(1) > np.median(pixels[:, ::8].sum(1))).astype(np.float32)
-    write_records(tmp_path / "follower_train", sample_id=ids, feature=pixels[:, 392:])
-    write_records(tmp_path / "leader_train", sample_id=ids, feature=pixels[:, :392], label=labels)
-    # "The leader's program differs in its columns ... and in its loss."
-    start, end = follower.index("def loss_fn"), follower.index("model = efl.FederalModel()")
-    leader = follower[:start] + leader_loss + "\n" + follower[end:]
-    leader = leader.replace('"follower_train"', '"leader_train"')
-    leader = leader.replace(
-        "    features = reader.read()", '    reader.fixedlen_feature("label", 1)\n    features = reader.read()'
-    )
-    leader = leader.replace(
-        "    columns = {", '    columns = {"label": [tf.feature_column.numeric_column("label", 1)], '
-    )
-    # Two batches of 256 are over before the first line of a log_step of 100.
-    result = run_parties({"leader": leader, "follower": follower}, cwd=tmp_path)
-    for party in result.values():
-        assert party.returncode == 0, party.output
-    assert len(logged(result["leader"].output, "accuracy")) == 1
-    assert "step=2 " in result["follower"].output
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
