@@ -1,11 +1,16 @@
 # Every target does its own set-up; on a fresh machine Python 3.10 or 3.11 and make are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench docs lock clean
+.PHONY: help setup demo test test-oldest lint bench docs lock clean
 
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+LOCK := requirements.lock
+OLDEST := .venv-oldest
+# What leans most on TensorFlow, Keras, gRPC and click themselves, in about a minute and a half.
+OLDEST_TESTS := tests/test_import.py tests/test_packaging.py tests/cli tests/sample tests/metrics tests/data/test_dataio.py \
+  tests/model/test_model.py tests/model/test_stage.py tests/model/test_optimizer_fn.py tests/federation/test_parity.py
 UV ?= uv
 export PYTHON
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -14,17 +19,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 help: ## Show this list.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.efl ## Make .venv with everything in it, from requirements.lock.
 	@$(if $(MADE),echo "ready: . $(BIN)/activate",$(if $(filter setup,$(MAKECMDGOALS)),echo "$(VENV) is up to date",:))
 
 # The versions and hashes of the lock, and nothing else.
-$(VENV)/.packages: requirements.lock .ci/find-python
+$(VENV)/.packages: $(LOCK) .ci/find-python
 	@PYTHON=$(BIN)/python .ci/find-python >/dev/null 2>&1 || { \
 	  python=$$(.ci/find-python) && echo "making $(VENV) with $$python" && "$$python" -m venv --clear $(VENV); }
-	@echo "installing the packages of requirements.lock (the first time takes some minutes)"
-	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	@echo "installing the packages of $(LOCK) (the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK)
 	@touch $@
 
 # Editable, with the setuptools of the lock: nothing is fetched.
@@ -39,6 +44,10 @@ demo: setup ## Train MNIST, split between two processes, and compare with one pr
 test: setup ## Run the tests.
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
+test-oldest: ## Run some tests with the oldest version of every dependency; ARGS=tests for all.
+	@$(MAKE) --silent VENV=$(OLDEST) LOCK=requirements-oldest.lock $(OLDEST)/.efl
+	@$(OLDEST)/bin/python -m pytest -n 2 $(or $(ARGS),$(OLDEST_TESTS))
+
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -50,10 +59,13 @@ bench: setup ## Run every benchmark in its quick form.
 docs: setup ## Build the documentation into site/.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open site/index.html"
 
-lock: ## Resolve requirements.lock anew (needs uv).
-	@$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --all-extras --upgrade \
-	  --no-emit-index-url --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade --no-emit-index-url \
+  --custom-compile-command "make lock" pyproject.toml
+
+lock: ## Resolve requirements.lock and requirements-oldest.lock anew (needs uv).
+	@$(COMPILE) --all-extras --output-file requirements.lock
+	@$(COMPILE) --extra privacy --extra demo --extra dev --resolution lowest-direct --output-file requirements-oldest.lock
 
 clean: ## Remove everything that was made here, .venv included.
-	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

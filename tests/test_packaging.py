@@ -64,14 +64,31 @@ def test_where_there_is_none_it_says_what_was_tried_and_what_to_do(tmp_path: Pat
     assert "make setup PYTHON=/path/to/python3.11" in found.stderr
 
 
-def requirements() -> dict[str, str]:
+LOCKS = ["requirements.lock", "requirements-oldest.lock"]
+EXTRAS = {
+    "requirements.lock": {"privacy", "demo", "dev", "docs"},
+    "requirements-oldest.lock": {"privacy", "demo", "dev"},
+}
+
+
+def requirements(lock: str) -> dict[str, str]:
     """Name -> its entry in the lock, hashes included."""
-    entries = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / "requirements.lock").read_text())
+    entries = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / lock).read_text())
     return {entry.split("==")[0]: entry for entry in entries if not entry.startswith("#")}
 
 
-def test_the_lock_pins_everything_with_hashes_and_names_no_index() -> None:
-    locked = requirements()
+def wanted(extras: set[str]) -> dict[str, str]:
+    """Name -> the versions that pyproject.toml allows, of the dependencies and the given extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    lines = project["dependencies"] + [line for extra in extras for line in optional[extra]]
+    parts = [re.fullmatch(r"([\w.-]+)(?:\[\w,]+\])?([^;]*)(?:;.*)?", line) for line in lines]
+    return {part[1].replace("_", "-").lower(): part[2] for part in parts if part}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_pins_everything_with_hashes_and_names_no_index(lock: str) -> None:
+    locked = requirements(lock)
     assert len(locked) > 50
     for name, entry in locked.items():
         assert re.match(rf"{re.escape(name)}==\d", entry), entry[:80]
@@ -81,8 +98,21 @@ def test_the_lock_pins_everything_with_hashes_and_names_no_index() -> None:
     assert "--index" not in text
 
 
-def test_the_lock_holds_every_dependency_and_every_extra() -> None:
+def test_the_lock_holds_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for wanted in (project["dependencies"], *project["optional-dependencies"].values()):
-        names = {re.split(r"[^A-Za-z0-9_.-]", requirement)[0].replace("_", "-").lower() for requirement in wanted}
-        assert names <= set(requirements())
+    assert set(project["optional-dependencies"]) == EXTRAS["requirements.lock"]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_every_dependency(lock: str) -> None:
+    names = wanted(EXTRAS[lock])
+    assert len(names) > 15
+    assert set(names) <= set(requirements(lock))
+
+
+def test_the_oldest_lock_holds_the_lower_bounds() -> None:
+    locked = requirements("requirements-oldest.lock")
+    for name, versions in wanted(EXTRAS["requirements-oldest.lock"]).items():
+        bound = re.search(r"[>=]=([\d.]+)", versions)
+        assert bound, name
+        assert re.match(rf"{re.escape(name)}=={re.escape(bound[1])}[. ]", locked[name]), (locked[name][:40], versions)
