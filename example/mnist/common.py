@@ -76,9 +76,14 @@ def snapshots(options: argparse.Namespace, name: str) -> list[Snapshot]:
 
 def save(model: efl.Model, folder: Path | None, name: str) -> None:
     """Writes weights and log to ``folder``, if one is given, and prints the last evaluation."""
-    last = [entry for entry in model.history if entry["mode"] == "eval"][-1]
-    print(f"{name}: accuracy {last['accuracy']:.4f} on the test images after {last['step']} training steps")
+    evaluations = [entry for entry in model.history if entry["mode"] == "eval"]
+    if evaluations:
+        last = evaluations[-1]
+        print(f"{name}: accuracy {last['accuracy']:.4f} on the test images after {last['step']} training steps")
+    else:
+        print(f"{name}: nothing was left to do: the run had ended; for a new one name another checkpoint_dir")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"{name}.npz", **model.get_weights())
-        (folder / f"{name}.json").write_text(json.dumps(model.history, default=float))
+        if evaluations:  # else the log is that of the run that did the work, if it was saved
+            (folder / f"{name}.json").write_text(json.dumps(model.history, default=float))

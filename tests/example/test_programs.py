@@ -84,6 +84,19 @@ def test_mnist_parties_learn_more_together_than_alone(mnist_results):
     assert f"leader: accuracy {together:.4f} on the test images after 56 training steps" in outputs["leader"]
 
 
+def test_mnist_started_again_after_its_end_says_that_nothing_is_left(digits, tmp_path):
+    flags = ["--data_dir", str(digits), "--checkpoint_dir", "kept", "--save", "saved"]
+    parties = MNIST / "leader.py", MNIST / "follower.py"
+    _together(*parties, tmp_path, *flags)
+    weights, log = dict(np.load(tmp_path / "saved" / "leader.npz")), (tmp_path / "saved" / "leader.json").read_text()
+    outputs = _together(*parties, tmp_path, *flags)
+    for role, output in outputs.items():
+        assert f"{role}: nothing was left to do" in output
+    again = np.load(tmp_path / "saved" / "leader.npz")
+    assert all((again[name] == weights[name]).all() for name in weights)
+    assert (tmp_path / "saved" / "leader.json").read_text() == log
+
+
 def test_mnist_in_two_processes_equals_one_process(mnist_results):
     folder, _ = mnist_results
     demo = load(MNIST / "demo.py")
