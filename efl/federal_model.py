@@ -212,10 +212,11 @@ class FederalModel(Model):
             self._send_ops.setdefault(scope, []).append(op)
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
-        for tensor, require_grad in self._sent_tensors.get(scope, {}).values():
-            if loss is tensor:
-                return require_grad or tensor.shape.rank != 0
-        return False
+        # In training only what comes back as a gradient drives; what was merely shown to the peer is still a loss.
+        return any(
+            loss is tensor and (require_grad if scope.mode is MODE.TRAIN else tensor.shape.rank != 0)
+            for tensor, require_grad in self._sent_tensors.get(scope, {}).values()
+        )
 
     def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:
         # Every step is mutual: without anything to send or to receive, a token says "I have a batch for this step".

@@ -1,6 +1,7 @@
 """A federated run equals the same model trained in one process, step by step. The reference is plain TensorFlow."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,40 @@ def test_a_party_without_a_loss_is_driven_by_the_peers_gradient(tmp_path):
 def test_loss_fn_that_returns_none(tmp_path):
     run_both(tmp_path, LEADER, FOLLOWER.replace("    return h\n", "    return None\n"))
     assert_same_weights(both_weights(tmp_path), joint(whole))
+
+
+def test_a_loss_vector_that_is_also_sent_trains_its_own_party(tmp_path):
+    # Sent without require_grad, nothing comes back for it: it is the follower's loss, and reduced as any other.
+    leader = """
+    batch = batches()
+    def loss_fn(m, s):
+        m.add_metric('theirs', tf.reduce_mean(m.recv('losses')))
+        return cross_entropy(s['label'], dense(s['x'], 4, 3, 'left'))
+    model = efl.FederalModel()
+    model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer())
+    model.compile().fit(efl.procedure_fn.train(max_step=10))
+    """
+    follower = """
+    batch = batches()
+    def loss_fn(m, s):
+        logits = dense(s['x'], 4, 3, 'right')
+        losses = tf.nn.softmax_cross_entropy_with_logits_v2(one_hot(s['label']), logits)
+        m.send('losses', losses)
+        return losses
+    model = efl.FederalModel()
+    model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer())
+    model.compile().fit(efl.procedure_fn.train(max_step=10))
+    """
+
+    def loss(x, label, ids):
+        left = cross_entropy(label, dense(x[:, :4], 4, 3, "left"))
+        return left + cross_entropy(label, dense(x[:, 4:], 4, 3, "right"))
+
+    results = run_both(tmp_path, leader, follower)
+    assert_same_weights(both_weights(tmp_path), joint(loss))
+    (told,) = re.findall(r"step=10 loss=([\d.]+)", results["follower"].output)
+    (heard,) = re.findall(r"step=10 .*theirs=([\d.]+)", results["leader"].output)
+    assert float(told) == pytest.approx(float(heard), rel=1e-3)
 
 
 def test_gradients_in_both_directions_with_two_losses(tmp_path):
