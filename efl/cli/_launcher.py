@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import re
 import signal
 import subprocess
 import threading
@@ -18,6 +17,8 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
+from efl.cli.noise import Noise
+
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 _PATIENCE = 5.0  # seconds between asking, insisting (SIGTERM) and killing
 _DRAIN = 1.0  # seconds that the rest of an ended program's output may take; its own children may hold the pipe open
@@ -25,12 +26,6 @@ _DRAIN = 1.0  # seconds that the rest of an ended program's output may take; its
 # What a party's environment has where the user's says nothing else: TensorFlow's chatter and its advice to replace
 # tf.layers, in a script that must use tf.layers, are no news.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore::UserWarning:__main__"}
-# TensorFlow writes these before it has read its log level.
-_MACHINE_NOTE = re.compile(
-    r"WARNING: All log messages before absl::InitializeLog\(\)"
-    r"|(?:[IWE]\d{4} |\d{4}-\d\d-\d\d ).*\b(?:port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc:\d+\]"
-    r"|To enable the following instructions: .*rebuild TensorFlow"
-)
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,7 @@ class _Running:
     ) -> None:
         self.name = program.name
         self.last_line = ""
+        self.noise = Noise()
         self.process = subprocess.Popen(
             program.command,
             cwd=cwd,
@@ -109,8 +105,8 @@ class Launcher:
       cwd: Folder in which they run.
       grace: Seconds that the others have to end by themselves after one has failed.
       verbose: Leave the programs' environment and lines as they are. Otherwise TensorFlow's log level and Python's
-        warnings are turned down, unless the user's environment sets them, and TensorFlow's notes on the machine are
-        dropped.
+        warnings are turned down, unless the user's environment sets them, and TensorFlow's notes on the machine and on
+        its version 1 API are dropped.
       console: Where their lines go; plain where it is no terminal.
     """
 
@@ -189,7 +185,7 @@ class Launcher:
         with contextlib.suppress(queue.Empty):
             name, line = self._lines.get(timeout=0.05)
             while True:
-                if self._verbose or not _MACHINE_NOTE.match(line):
+                if self._verbose or not parties[name].noise.is_noise(line):
                     self._print(name, line)
                     parties[name].last_line = line.strip() or parties[name].last_line
                 name, line = self._lines.get_nowait()

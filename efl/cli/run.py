@@ -56,7 +56,7 @@ class _RoleScript(click.ParamType):
     show_default=True,
     help="Seconds that a party has to end by itself after the other has failed.",
 )
-@click.option("--verbose", is_flag=True, help="Show every line of the parties, TensorFlow's notes on the machine too.")
+@click.option("--verbose", is_flag=True, help="Show every line of the parties, TensorFlow's notes too.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -74,8 +74,8 @@ def run(
         python SCRIPT --federal_role=ROLE --local_addr=... (or --peer_addr=...) ARGUMENTS
 
     on a free port of this machine, unless the arguments name addresses. Both logs appear here, each line after the
-    name of its party, without TensorFlow's notes on the machine. Ctrl-C ends both. The exit code is the worse one of
-    the two.
+    name of its party, without TensorFlow's notes on the machine and on its version 1 API. Ctrl-C ends both. The exit
+    code is the worse one of the two.
     """
     arguments: list[str] = ctx.meta.get(__name__, [])
     try:

@@ -24,6 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # a checkout that is not installed
+
+from efl.cli.noise import Noise
+
 # How far float32 rounding may carry the weights apart in ten steps.
 TOLERANCE = 1e-5
 PARITY_STEPS = 10
@@ -40,7 +44,15 @@ def run(title: str, *command: str | Path) -> None:
     path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore::UserWarning:__main__"}
     environ = {**quiet, **os.environ, "PYTHONPATH": path}
-    code = subprocess.run([str(part) for part in command], env=environ, check=False).returncode
+    process = subprocess.Popen(
+        [str(part) for part in command], env=environ, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    assert process.stderr is not None
+    noise = Noise()
+    for line in process.stderr:  # stdout stays what it is: on a terminal it shows progress
+        if not noise.is_noise(line.rstrip("\n")):
+            print(line, end="", file=sys.stderr, flush=True)
+    code = process.wait()
     if code:
         sys.exit(f"demo.py: {title} failed (exit code {code})")
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import efl
 from efl.cli import main
+from efl.cli.noise import Noise
 from efl.cli.run import assign_roles, choose_addresses
 from efl.errors import ConfigError
 
@@ -181,8 +182,40 @@ def test_tensorflows_notes_on_the_machine_are_dropped_unless_asked_for(folder: P
 
 
 def test_tensorflow_itself_is_quiet(folder: Path) -> None:
-    write(folder, leader="import tensorflow as tf; print(tf.constant([1, 2]).shape)", follower="")
+    column = """
+        import sys
+        import tensorflow.compat.v1 as tf
+        tf.disable_eager_execution()
+        column = tf.feature_column.numeric_column("x", 2)
+        tf.py_func(abs, [tf.constant(1)], tf.int32)  # its advice has many lines
+        print(column.shape, file=sys.stderr)
+    """
+    write(folder, leader=column, follower="")
     assert efl_run("leader.py", "follower.py") == (0, ["leader   | (2,)"])
+    code, lines = efl_run("leader.py", "follower.py", "--verbose")
+    assert code == 0
+    for words in ("numeric_column (from tensorflow", "Instructions for updating:", "py_func (from tensorflow"):
+        assert any(words in line for line in lines), "TensorFlow does not say it any more: " + words
+
+
+WARNING = "WARNING:tensorflow:From a.py:1: f (from tensorflow.python.f) is deprecated and will be removed after 2030."
+
+
+@pytest.mark.parametrize(
+    ("lines", "noise"),
+    [
+        ([WARNING, "Instructions for updating:", "Use g.", "    or h", "mine"], 4),
+        ([WARNING, "mine", "Instructions for updating:", "Use g."], 1),
+        ([WARNING, "Instructions for updating:", "Use g.", "mine", "    or h"], 3),
+        ([WARNING, "Instructions for updating:", "Use g.", WARNING, "Instructions for updating:", "Use g.", "x"], 6),
+        (["WARNING:tensorflow:From a.py:1: calling f (from keras.f) with a=1 is deprecated and will be removed in"], 1),
+        (["WARNING:tensorflow:From a.py:1: f (from mine.f) is deprecated and will be removed in 2030"], 0),
+        (["WARNING:tensorflow:your loss is NaN", "I am 0000 port.cc", "see port.cc:12]"], 0),
+    ],
+)
+def test_a_warning_of_deprecation_is_noise_to_its_last_line_and_no_further(lines: list[str], noise: int) -> None:
+    told = Noise()
+    assert [told.is_noise(line) for line in lines] == [True] * noise + [False] * (len(lines) - noise)
 
 
 def test_the_parties_are_quiet_unless_the_user_says_otherwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

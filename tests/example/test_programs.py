@@ -158,6 +158,8 @@ def test_the_demo_from_a_fresh_interpreter(tmp_path):
         command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=280, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    shown = result.stdout + result.stderr
+    assert not re.search(r"^[IWE]0000 |^WARNING|deprecated", shown, re.MULTILINE), "TensorFlow's notes are shown"
     assert "scikit-learn digits, 10 epochs" in result.stdout
     rows = {
         name: float(re.search(rf"{name}\S*\s.*?([\d.]+)%", result.stdout).group(1))
