@@ -74,6 +74,10 @@ class Exchanged:
         )
         return wire
 
+    def remove(self, direction: Literal["send", "recv"], wire: str) -> None:
+        """Takes a tensor back whose op could not be made: the peer must not wait for it."""
+        del self._specs[direction, wire]
+
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._specs
 

@@ -54,4 +54,4 @@ def call_python(function: Callable[..., None], inputs: list[tf.Tensor], name: st
 
 def op_name(prefix: str, wire: str) -> str:
     """``prefix/wire`` with what TensorFlow allows in the name of an op."""
-    return f"{prefix}/" + "".join(c if c.isalnum() or c in "_/." else "_" for c in wire)
+    return f"{prefix}/" + "".join(c if c.isascii() and (c.isalnum() or c in "_/.") else "_" for c in wire)

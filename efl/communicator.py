@@ -134,8 +134,12 @@ class Communicator:
         def push(array: np.ndarray) -> None:
             self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array)))
 
-        with tf.control_dependencies([*self._after_ids(scope), *self._after_batch(scope)]):
-            return call_python(push, [tensor], op_name("efl_send", wire))
+        try:
+            with tf.control_dependencies([*self._after_ids(scope), *self._after_batch(scope)]):
+                return call_python(push, [tensor], op_name("efl_send", wire))
+        except BaseException:
+            self._exchanged.remove("send", wire)
+            raise
 
     def recv(
         self,
@@ -165,7 +169,11 @@ class Communicator:
         dtype = tf.as_dtype(dtype)
         static = tf.TensorShape(shape)
         wire = self._exchanged.add("recv", name, scope, dtype, static, require_grad)
-        inbox = Inbox(wire, dtype, static, self._after_ids(scope))
+        try:
+            inbox = Inbox(wire, dtype, static, self._after_ids(scope))
+        except BaseException:
+            self._exchanged.remove("recv", wire)
+            raise
         self.exchange.scope(scope.wire).sinks.append(inbox)
         self._inboxes.append(inbox)
         return inbox.tensor

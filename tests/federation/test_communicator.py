@@ -119,6 +119,41 @@ write(got)
     assert written["follower"] == [1, 2, 3, 1, 2, 3]
 
 
+def test_any_printable_name_can_be_sent(tmp_path):
+    # TensorFlow allows few letters in the name of an op; a tensor's name is the users' own.
+    names = "NAMES = ['中文', ' x', '/', 'ä b:c(0)', '中国']\n"
+    leader = """
+got = [comm.recv(name, shape=[]) for name in NAMES]
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    write([float(value) for value in sess.run(got)])
+"""
+    follower = """
+sent = [comm.send(name, tf.constant(float(i))) for i, name in enumerate(NAMES)]
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    sess.run(sent)
+"""
+    _, written = talk(tmp_path, names + leader, names + follower)
+    assert written["leader"] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_tensor_whose_op_cannot_be_made_is_not_announced(monkeypatch):
+    def broken(*arguments):
+        raise ValueError("no op")
+
+    with tf.Graph().as_default():
+        comm = make()
+        with monkeypatch.context() as patch:
+            patch.setattr("efl.communicator.call_python", broken)
+            patch.setattr("efl.communicator.Inbox", broken)
+            with pytest.raises(ValueError, match="no op"):
+                comm.send("x", tf.constant(1.0))
+            with pytest.raises(ValueError, match="no op"):
+                comm.recv("y")
+        assert comm._exchanged.specs == ()
+        comm.send("x", tf.constant(1.0))
+        comm.recv("y")
+
+
 def test_checkpoint_versions(tmp_path):
     leader = """
 with tf.Session() as sess:
