@@ -17,6 +17,7 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
+from efl.cli._transcript import Transcript
 from efl.cli.noise import Noise
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
@@ -42,13 +43,13 @@ class Program:
 
 
 class _Running:
-    """One started program and the thread that reads its output. ``last_line`` is the last that was printed of it."""
+    """One started program and the thread that reads its output. ``said`` has followed what was printed of it."""
 
     def __init__(
         self, program: Program, cwd: Path, environ: Mapping[str, str], lines: queue.Queue[tuple[str, str]]
     ) -> None:
         self.name = program.name
-        self.last_line = ""
+        self.said = Transcript()
         self.noise = Noise()
         self.process = subprocess.Popen(
             program.command,
@@ -187,7 +188,7 @@ class Launcher:
             while True:
                 if self._verbose or not parties[name].noise.is_noise(line):
                     self._print(name, line)
-                    parties[name].last_line = line.strip() or parties[name].last_line
+                    parties[name].said.add(line)
                 name, line = self._lines.get_nowait()
 
     def _print(self, name: str, line: str) -> None:
@@ -208,8 +209,11 @@ class Launcher:
             if party.stopped_by_us:
                 self._print("efl", f"{party.name} was stopped after {seconds:.1f} s")
             elif party.exit_code:
-                why = f": {party.last_line}" if party.last_line else ""
+                first, *more = party.said.last_words() or [""]
+                why = f": {first}" if first else ""
                 self._print("efl", f"{party.name} failed after {seconds:.1f} s (exit code {party.exit_code}){why}")
+                for line in more:
+                    self._print("efl", f"  {line}")
 
     def _exit_code(self, running: Sequence[_Running]) -> int:
         if self._interrupts:

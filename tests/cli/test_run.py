@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import efl
 from efl.cli import main
+from efl.cli._transcript import Transcript
 from efl.cli.noise import Noise
 from efl.cli.run import assign_roles, choose_addresses
 from efl.errors import ConfigError
@@ -157,6 +158,56 @@ def test_after_a_failure_the_other_may_say_its_own_last_words(folder: Path) -> N
     assert lines.index("leader   | ValueError: bad data") < told < lines.index("follower | my peer has failed"), lines
     assert re.fullmatch(r"efl      \| leader failed after .* s \(exit code 1\): ValueError: bad data", lines[-2]), lines
     assert re.fullmatch(r"efl      \| follower failed after .* \(exit code 1\): my peer has failed", lines[-1]), lines
+
+
+def test_the_closing_lines_repeat_the_whole_error(folder: Path) -> None:
+    write(
+        folder,
+        leader="""
+            from efl.errors import HandshakeError
+            try:
+                1 / 0
+            except ZeroDivisionError:
+                raise HandshakeError("they do not agree:\\n  - on a\\n  - on b\\nSay the same and start again.")
+        """,
+        follower="print('the rows\\nare mine'); raise SystemExit(2)",
+    )
+    code, lines = efl_run("leader.py", "follower.py")
+    assert code == 2
+    closing = [line for line in lines if line.startswith("efl ")]
+    at = next(i for i, line in enumerate(closing) if "leader failed after" in line)
+    assert re.fullmatch(r"efl +\| leader .* \(exit code 1\): HandshakeError: they do not agree:", closing[at])
+    assert [line.split(" | ", 1)[1] for line in closing[at + 1 : at + 4]] == [
+        "    - on a", "    - on b", "  Say the same and start again.",
+    ]  # fmt: skip
+    assert any(re.search(r"follower failed after .* \(exit code 2\): are mine$", line) for line in closing)
+
+
+HEAD = ["Traceback (most recent call last):", '  File "a.py", line 1, in <module>', "    f()"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], []),
+        (["one", "two", ""], ["two"]),
+        ([*HEAD, "KeyError: 'x'"], ["KeyError: 'x'"]),
+        ([*HEAD, "mine.errors.Bad"], ["Bad"]),
+        (
+            [*HEAD, "KeyError: 1", "", "During handling …:", "", *HEAD, "a.b.C: see", " 1", "", "x"],
+            ["C: see", " 1", "", "x"],
+        ),
+        ([*HEAD, "E: 0", *map(str, range(1, 30))], ["E: 0", *"123456", "… (22 more lines)", "29"]),
+        ([*HEAD, "E: " + "x" * 1000], ["E: " + "x" * 497 + " …"]),
+        ([*HEAD, "ValueError: survived", "12:00:01 leader: went on", "sorry"], ["sorry"]),
+        ([*HEAD, "no error, but a sentence"], ["no error, but a sentence"]),
+    ],
+)
+def test_last_words(lines: list[str], words: list[str]) -> None:
+    said = Transcript()
+    for line in lines:
+        said.add(line)
+    assert said.last_words() == words
 
 
 NOTES = """\
