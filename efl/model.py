@@ -59,6 +59,11 @@ class Model(Definition):
             )
         given: dict[str, Any] = {} if seed is None else {"seed": seed}
         self.settings = settings if settings is not None else Settings.load(**given)
+        if self.settings.worker_num > 1:
+            raise ConfigError(
+                f"worker_num={self.settings.worker_num} (argument, --worker_num, EFL_WORKER_NUM or TF_CONFIG): several "
+                "workers per party do not exist yet; leave it at 1"
+            )
         if self.settings.seed is not None:
             # Also Python's and numpy's: Keras draws the seeds of its initializers there.
             tensorflow.keras.utils.set_random_seed(self.settings.seed)

@@ -385,6 +385,19 @@ def test_compile_refuses(toy, arguments, message):
         toy.model().compile(**arguments)
 
 
+@pytest.mark.parametrize("source", ["flag", "EFL_WORKER_NUM", "TF_CONFIG"])
+def test_several_workers_are_refused_rather_than_ignored(monkeypatch, source):
+    if source == "flag":
+        monkeypatch.setattr("sys.argv", ["script.py", "--worker_num=2"])
+    else:
+        cluster = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+        monkeypatch.setenv(source, "2" if source.startswith("EFL") else cluster)
+    message = r"worker_num=2 \(.*\): several workers per party do not exist yet; leave it at 1"
+    for make in (efl.Model, lambda: efl.FederalModel(federal_role="leader")):
+        with pytest.raises(ConfigError, match=message):
+            make()
+
+
 def test_missing_functions_are_named(toy):
     with pytest.raises(ModelError, match="no functions yet"):
         efl.Model().compile()
