@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from efl._checkpoint import Known
+from efl._position import Position
 from efl.errors import CheckpointError, ConfigError, ProtocolError
 
 _log = logging.getLogger("efl")
@@ -22,22 +24,34 @@ class Facts:
     """What one party tells the other.
 
     Attributes:
-      checkpoints: (step, run) of every whole checkpoint it holds; ``run`` identifies the run that wrote it.
+      checkpoints: (position, lineage) of every whole checkpoint it holds; the lineage names the attempt that wrote it.
       save_steps: Training steps between two checkpoints; None without a ``checkpoint_dir``.
       steps_trained: Training steps that its weights have behind them.
-      run: A fresh identity for the run that begins. The leader's counts.
+      warm: Its weights, readers and counts are those that the run left in this process.
+      inputs: Scope -> whether the position of its input survives a restart.
+      run: A fresh identity for the attempt that begins. The leader's counts.
       seed: The leader's: what both do at random together follows from it. The follower tells none.
     """
 
-    checkpoints: tuple[tuple[int, str], ...]
+    checkpoints: tuple[Known, ...]
     save_steps: int | None
     steps_trained: int
+    warm: bool
+    inputs: Mapping[str, bool]
     run: str
     seed: int | None
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON values."""
-        return asdict(self)
+        return {
+            "checkpoints": [[position.to_json(), lineage] for position, lineage in self.checkpoints],
+            "save_steps": self.save_steps,
+            "steps_trained": self.steps_trained,
+            "warm": self.warm,
+            "inputs": dict(self.inputs),
+            "run": self.run,
+            "seed": self.seed,
+        }
 
     @classmethod
     def parse(cls, told: Mapping[str, Any], peer_role: str) -> Facts:
@@ -47,11 +61,16 @@ class Facts:
           ProtocolError: Something is missing or of another type.
         """
         try:
-            checkpoints = tuple((_count(step), _text(run)) for step, run in told["checkpoints"])
-            save_steps = None if told["save_steps"] is None else _count(told["save_steps"])
-            seed = None if told["seed"] is None else _count(told["seed"])
-            return cls(checkpoints, save_steps, _count(told["steps_trained"]), _text(told["run"]), seed)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(
+                tuple((Position.parse(position), _text(run)) for position, run in told["checkpoints"]),
+                None if told["save_steps"] is None else _count(told["save_steps"]),
+                _count(told["steps_trained"]),
+                _truth(told["warm"]),
+                {_text(scope, 300): _truth(kept) for scope, kept in told["inputs"].items()},
+                _text(told["run"]),
+                None if told["seed"] is None else _count(told["seed"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(
                 f"{peer_role} told something about its run that cannot be ({error!r:.200}): is its efl of this version?"
             ) from None
@@ -62,41 +81,77 @@ def shared_seed(seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}".encode(), digest_size=7, person=b"efl-shared").digest(), "big")
 
 
-def checkpoint_to_restore(mine: Facts, peer: Facts, role: str, peer_role: str) -> int | None:
-    """The step that both parties restore, or None where both begin (or go on) without.
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins, the same for both parties.
+
+    Attributes:
+      restore: The checkpoint that both restore, or None.
+      cold: Both begin (again) with a new session: with what ``restore`` says, or with initial weights.
+    """
+
+    restore: Known | None
+    cold: bool
+
+
+def where_to_start(mine: Facts, peer: Facts, role: str, peer_role: str) -> Start:
+    """What follows from the two parties' facts.
 
     Raises:
-      CheckpointError: The parties hold checkpoints, but none of one run and step; or their weights are not equally far.
+      CheckpointError: The parties hold checkpoints, but none of one run and position; or their weights are not equally
+        far; or the input of only one of them can go on where the checkpoint was made.
       ConfigError: They would save at different steps.
     """
     if (mine.save_steps is None) != (peer.save_steps is None):
         lacking = role if mine.save_steps is None else peer_role
-        _log.warning("%s has no checkpoint_dir: this run cannot be recovered", lacking)
+        _log.warning("%s has no checkpoint_dir: if a party dies, this run cannot be recovered", lacking)
     elif mine.save_steps != peer.save_steps:
         raise ConfigError(
             f"save_checkpoint_steps is {mine.save_steps} at {role} and {peer.save_steps} at {peer_role}: a run can "
             "only be recovered from steps that both save; give both the same"
         )
+    if mine.warm and peer.warm:
+        if mine.steps_trained != peer.steps_trained:
+            raise _unequal(mine, peer, role, peer_role)
+        return Start(None, cold=False)
     common = sorted(set(mine.checkpoints) & set(peer.checkpoints))
     if common:
-        step = common[-1][0]
-        loaded = mine.steps_trained == peer.steps_trained == step
-        return None if loaded else step
-    if mine.checkpoints or peer.checkpoints:
+        _check_inputs(common[-1][0], mine, peer, role, peer_role)
+        return Start(common[-1], cold=True)
+    held = [position for position, _ in (*mine.checkpoints, *peer.checkpoints)]
+    if any(position.trained for position in held):
         raise CheckpointError(
             f"the parties hold no checkpoint of the same run and step: {role} has {_steps(mine)}, {peer_role} has "
             f"{_steps(peer)}; give both the checkpoint_dir of one run, or both an empty one"
         )
-    if mine.steps_trained != peer.steps_trained:
-        raise CheckpointError(
-            f"{role} has trained {mine.steps_trained} steps and {peer_role} {peer.steps_trained}: a party was "
-            "restarted without a checkpoint; restart both, or train with checkpoint_dir"
-        )
-    return None
+    # Initial states at most, and not the same one on both sides: nothing is lost by beginning anew.
+    if not held and mine.steps_trained != peer.steps_trained:
+        raise _unequal(mine, peer, role, peer_role)
+    return Start(None, cold=True)
+
+
+def _unequal(mine: Facts, peer: Facts, role: str, peer_role: str) -> CheckpointError:
+    return CheckpointError(
+        f"{role} has trained {mine.steps_trained} steps and {peer_role} {peer.steps_trained}: a party was "
+        "restarted without a checkpoint; restart both, or train with checkpoint_dir"
+    )
+
+
+def _check_inputs(position: Position, mine: Facts, peer: Facts, role: str, peer_role: str) -> None:
+    if not position.trained:
+        return
+    for scope in sorted(mine.inputs.keys() & peer.inputs.keys()):
+        if scope.startswith("train") and mine.inputs[scope] != peer.inputs[scope]:
+            lacking = peer_role if mine.inputs[scope] else role
+            raise CheckpointError(
+                f"the input of {lacking} in {scope} cannot go on at {position}, and the other party's can: the rows "
+                "would not belong together. Use efl.data.FederalDataIO or an initializable iterator on both sides, or "
+                "begin anew with an empty checkpoint_dir"
+            )
 
 
 def _steps(facts: Facts) -> str:
-    return ", ".join(f"{step} (run {run[:6]})" for step, run in facts.checkpoints) or "none"
+    return ", ".join(f"{position} (run {run[:6]})" for position, run in facts.checkpoints) or "none"
 
 
 def _count(value: Any) -> int:
@@ -105,7 +160,13 @@ def _count(value: Any) -> int:
     return value
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 64:
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)
+    return value
+
+
+def _text(value: Any, most: int = 64) -> str:
+    if not isinstance(value, str) or len(value) > most:
         raise ValueError(value)
     return value

@@ -1,100 +1,202 @@
-"""Checkpoints of one party: a folder per step, written beside and renamed, so that it is whole or absent.
+"""Checkpoints of one party: a folder per position, written beside and renamed, so that it is whole or absent.
 
-``<checkpoint_dir>/<role>/<task_index>/step-0000000100/`` holds the saver's files (``model.*``) and ``state.json`` (step
-counters, stage, procedure, and a SHA-256 of every file, so that a torn or changed checkpoint is recognised and
-skipped). The graph is not written: one-shot iterators hold their data as constants in it.
+``<checkpoint_dir>/<role>/<task_index>/step-0000000100-fit-1-stage-0000-at-0000000100/`` holds the saver's files
+(``model.*``) and ``state.json`` (stage, procedure, the lineage that wrote it, and a SHA-256 of every file, so that a
+torn or changed checkpoint is recognised and skipped). The graph is not written: one-shot iterators hold their data as
+constants in it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tensorflow.compat.v1 as tf
 
+from efl._position import Position
 from efl.errors import CheckpointError
 
 _log = logging.getLogger("efl")
-_FOLDER = re.compile(r"step-(\d{10,})")
 _STATE = "state.json"
 _PREFIX = "model"
+_SCRATCH = ".writing"
+_REPLACED = ".replaced-"
+Known = tuple[Position, str]  # a position, and the lineage that wrote it
 
 
 class CheckpointStore:
     """The checkpoints of one party in one folder.
 
     Args:
-      folder: Where they lie; made when the first one is saved.
-      keep: How many of the newest to keep.
+      folder: Where they lie; made when it is locked, or when the first one is saved.
+      keep: How many of the newest to keep, in the order in which they were written; pinned ones are kept beside them.
+
+    Attributes:
+      pinned: The newest one that both parties are known to hold. It is kept whatever was written after it.
     """
 
     def __init__(self, folder: Path, keep: int = 5) -> None:
         self.folder = folder
+        self.pinned: Known | None = None
         self._keep = max(1, keep)
+        self._whole: dict[Position, dict[str, Any]] = {}  # manifests of those whose files were compared
+        self._lock: IO[str] | None = None
 
-    def steps(self) -> list[int]:
-        """Steps of all whole checkpoints, ascending; damaged ones are left out with a warning."""
-        return [step for step in self._present() if self._whole(step)]
+    # ---- one process at a time
 
-    def prefix(self, step: int) -> str:
-        """What ``tf.train.Saver.restore`` takes for that step."""
-        return str(self._path(step) / _PREFIX)
+    def lock(self) -> None:
+        """Claims the folder for this process, until ``unlock`` or its end.
 
-    def state(self, step: int) -> dict[str, Any]:
+        Raises:
+          CheckpointError: Another process has it, or it cannot be written.
+        """
+        if self._lock is not None:
+            return
+        path = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+")  # noqa: SIM115 - held for the life of the run
+        except OSError as error:
+            raise CheckpointError(f"cannot write checkpoints below {self.folder}: {error}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read(50).strip() or "unknown"
+            file.close()
+            raise CheckpointError(
+                f"{self.folder} is in use by another process (pid {owner}): an earlier run that has not ended? "
+                "Stop it, or use another checkpoint_dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file
+        self._clean()
+
+    def unlock(self) -> None:
+        """Gives the folder up."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _clean(self) -> None:
+        # What a writer that died left: half a checkpoint, or the one that it was about to replace.
+        for entry in list(self.folder.iterdir()):
+            if entry.name.startswith(_SCRATCH):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name.startswith(_REPLACED):
+                whole = self.folder / entry.name[len(_REPLACED) :]
+                if whole.exists():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    os.rename(entry, whole)
+
+    # ---- looking
+
+    def known(self) -> list[Known]:
+        """All whole checkpoints, ascending; damaged ones are left out with a warning."""
+        return [(position, str(self._manifest(position)["state"]["run"])) for position in self._sound()]
+
+    def prefix(self, position: Position) -> str:
+        """What ``tf.train.Saver.restore`` takes for that position."""
+        return str(self._path(position) / _PREFIX)
+
+    def state(self, position: Position) -> dict[str, Any]:
         """The state saved beside the variables."""
-        return dict(json.loads((self._path(step) / _STATE).read_text())["state"])
+        return dict(self._manifest(position)["state"])
 
-    def save(self, session: tf.Session, saver: tf.train.Saver, step: int, state: dict[str, Any]) -> Path:
+    def newest(self) -> Position | None:
+        """The newest whole checkpoint, whoever else holds it."""
+        sound = self._sound()
+        return sound[-1] if sound else None
+
+    # ---- writing
+
+    def save(self, session: tf.Session, saver: tf.train.Saver, position: Position, state: dict[str, Any]) -> Path:
         """Writes one checkpoint; a failure leaves the earlier ones as they are.
 
         Raises:
           CheckpointError: The folder cannot be written.
         """
-        target, scratch = self._path(step), self.folder / f".writing-{step}"
+        target, scratch = self._path(position), self.folder / f"{_SCRATCH}-{position.name}"
+        replaced = self.folder / f"{_REPLACED}{position.name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             saver.save(session, str(scratch / _PREFIX), write_meta_graph=False, write_state=False)
-            sums = {file.name: _digest(file) for file in sorted(scratch.iterdir())}
-            body = json.dumps({"version": 1, "step": step, "files": sums, "state": state}, indent=1)
+            files = sorted(scratch.iterdir())
+            manifest = {
+                "version": 2,
+                "serial": self._next_serial(),
+                "files": {file.name: _digest(file) for file in files},
+                "state": state,
+            }
             with open(scratch / _STATE, "w") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.rmtree(target, ignore_errors=True)
+                json.dump(manifest, file, indent=1)
+            for path in [*files, scratch / _STATE, scratch]:
+                _synchronise(path)
+            if target.exists():  # of a run that a rollback has left behind
+                shutil.rmtree(replaced, ignore_errors=True)
+                os.rename(target, replaced)
             os.rename(scratch, target)
+            _synchronise(self.folder)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise CheckpointError(f"cannot write checkpoint {target}: {error}") from None
-        for old in self._present()[: -self._keep]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self._whole[position] = manifest
+        self._prune()
         return target
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:010d}"
+    def _next_serial(self) -> int:
+        return 1 + max((self._manifest(position)["serial"] for position in self._sound()), default=0)
 
-    def _present(self) -> list[int]:
+    def _prune(self) -> None:
+        # In the order of writing: what a rollback has left behind goes before what was written after it.
+        sound = sorted(self._sound(), key=lambda position: self._manifest(position)["serial"])
+        pinned = None if self.pinned is None else self.pinned[0]
+        for position in sound[: -self._keep]:
+            if position != pinned:
+                self._whole.pop(position, None)
+                shutil.rmtree(self._path(position), ignore_errors=True)
+
+    # ---- private
+
+    def _path(self, position: Position) -> Path:
+        return self.folder / position.name
+
+    def _sound(self) -> list[Position]:
         if not self.folder.is_dir():
             return []
-        matches = (_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        there = (Position.of(entry.name) for entry in self.folder.iterdir())
+        return sorted(position for position in there if position is not None and self._compare(position))
 
-    def _whole(self, step: int) -> bool:
-        folder = self._path(step)
+    def _manifest(self, position: Position) -> dict[str, Any]:
+        self._compare(position)
+        return self._whole[position]
+
+    def _compare(self, position: Position) -> bool:
+        if position in self._whole:
+            return True
+        folder = self._path(position)
         try:
             manifest = json.loads((folder / _STATE).read_text())
             good = all(_digest(folder / name) == digest for name, digest in manifest["files"].items())
-        except (OSError, ValueError, KeyError, AttributeError):
+            good = good and isinstance(manifest["serial"], int) and isinstance(manifest["state"]["run"], str)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             good = False
-        if not good:
+        if good:
+            self._whole[position] = manifest
+        else:
             _log.warning("checkpoint %s is damaged or incomplete: skipped", folder)
         return good
 
@@ -138,9 +240,9 @@ def newest_prefix(path: str) -> str:
     folder = Path(path)
     if folder.is_dir():
         store = CheckpointStore(folder)
-        steps = store.steps()
-        if steps:
-            return store.prefix(steps[-1])
+        newest = store.newest()
+        if newest is not None:
+            return store.prefix(newest)
         if (folder / f"{_PREFIX}.index").is_file():
             return str(folder / _PREFIX)
         latest = tf.train.latest_checkpoint(path)
@@ -157,3 +259,11 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             state.update(block)
     return state.hexdigest()
+
+
+def _synchronise(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -22,6 +22,11 @@ READERS = "efl_readers"
 _DEPENDENT = ("Placeholder", "VarHandleOp", "Variable", "VariableV2")
 
 
+def kept_inputs(programs: Iterable[Program]) -> dict[str, bool]:
+    """Scope -> whether a restarted run finds the place in its input again."""
+    return {str(program.scope): bool(own(program)) for program in programs if program.sample is not None}
+
+
 def forget(session: tf.Session, keep: Container[TaskScope]) -> None:
     """Puts restored positions back to the start, but those of the readers of some scopes."""
     for reader in tf.get_collection(READERS):

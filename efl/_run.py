@@ -1,10 +1,13 @@
-"""One ``fit``: connect, restore, run the procedure, save, say goodbye."""
+"""One ``fit``: connect, agree, restore, run the procedure, save, say goodbye; and again, where the peer died.
+
+``docs/architecture/survival.md`` tells what happens when a party is lost.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl import _readers
-from efl._agreement import Facts, checkpoint_to_restore, shared_seed
-from efl._checkpoint import CheckpointStore, mismatches
+from efl._agreement import Facts, Start, shared_seed, where_to_start
+from efl._checkpoint import CheckpointStore, Known, mismatches
+from efl._position import Position
 from efl._session import HookedSession
 from efl._task_scope import MODE, TaskScope
 from efl.communicator import Communicator
-from efl.errors import CheckpointError
+from efl.errors import CheckpointError, EflError, PeerFailed, PeerLost, PeerRestarted
 from efl.hooks import Reporter
 from efl.procedure_fn import Procedure
 
@@ -68,8 +72,14 @@ class Run:
             folder = Path(settings.checkpoint_dir) / self._role / str(settings.task_index)
             self._store = CheckpointStore(folder, settings.keep_checkpoints)
         self._saver: tf.train.Saver | None = None
-        self._saved: tuple[int, set[TaskScope]] = (-1, set())
-        self._identity = ""
+        self._saved: Position | None = None
+        self._exhausted_then: set[TaskScope] = set()  # when that was saved
+        self._lineage = ""
+        self._peer_saved: set[Known] = set()
+        self._fit = len(model.fits) + 1
+        self._began_cold = False
+        self._began_at = 0
+        self._peer_saves = False
         logs = Path(settings.log_dir) / self._role if settings.log_dir else folder / "logs" if folder else None
         model.history = []
         self.reporter = Reporter(
@@ -83,66 +93,172 @@ class Run:
 
     def execute(self) -> None:
         """Runs everything; on an error tells the peer, and raises it."""
+        model = self._model
         try:
-            restore = self._agree()
-            self._open(restore)
-            done_before = self._model.stage_mgr.index
-            self._procedure(self._model)
-            if restore is not None and self._model.stage_mgr.index == done_before:
-                _log.info(
-                    "%s: nothing to do: this run was complete at step %d; another checkpoint_dir begins anew",
-                    self._role,
-                    self._model.steps_trained,
-                )
-            self._save()
-            self._model.session.end(self._hooks())
-            if self._communicator is not None:
-                self._communicator.shutdown()
-                for scope, program in self._model._programs.items():
-                    # Said after this party's last step: the next fit begins the data anew on both sides.
-                    program.exhausted |= self._model._pace.ended_by_peer(self._model._pace.scope(scope.wire))
+            if self._store is not None and self._procedure.trains:
+                self._store.lock()
+            if not self._was_done_before():
+                lost: PeerLost | None = None
+                while True:
+                    try:
+                        self._attempt(lost)
+                        break
+                    except PeerRestarted as error:
+                        lost = error
+                    self._give_up_attempt(lost)
+                model.in_step = True
+            model.fits.append(self._procedure.describe())
         except BaseException as error:
-            for program in self._model._programs.values():
+            for program in model._programs.values():
                 program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew
             if self._communicator is not None:
                 self._communicator.abort(error)
             raise
         finally:
             self.reporter.close()
+            if self._store is not None:
+                self._store.unlock()
+
+    def _attempt(self, lost: PeerLost | None) -> None:
+        """The whole of it, from the handshake to the goodbye.
+
+        Raises:
+          PeerRestarted: The peer's process is another one; both have to begin at a checkpoint.
+        """
+        start = self._agree(lost)
+        self._open(start)
+        done_before = self._model.stage_mgr.index
+        self._procedure(self._model)
+        if start.restore is not None and self._model.stage_mgr.index == done_before:
+            self._say_nothing_to_do()
+        self._save(final=True)
+        if self._communicator is not None:
+            failure = self._communicator.shutdown(timeout=self._settings.peer_timeout)
+            for scope, program in self._model._programs.items():
+                # Said after this party's last step: the next fit begins the data anew on both sides.
+                program.exhausted |= self._model._pace.ended_by_peer(self._model._pace.scope(scope.wire))
+            if isinstance(failure, (PeerRestarted, PeerFailed)):
+                raise failure
+            if failure is not None:
+                _log.warning("%s is done; whether its peer is, nobody knows: %s", self._role, failure)
+        self._model.session.end(self._hooks())
+
+    def _say_nothing_to_do(self) -> None:
+        _log.info(
+            "%s: nothing to do: this run was complete at step %d; another checkpoint_dir begins anew, another "
+            "procedure (more steps, say) goes on with these weights",
+            self._role,
+            self._model.steps_trained,
+        )
+
+    # ---- a peer that died ---------------------------------------------------------------------------------------
+
+    def _give_up_attempt(self, lost: PeerLost) -> None:
+        """Makes ready for the next attempt.
+
+        Raises:
+          PeerLost: There is nothing that both could begin at.
+        """
+        model = self._model
+        untouched = self._began_cold and model.steps_trained == self._began_at and not model.stage_mgr.passed
+        if not untouched and not (self._store is not None and self._peer_saves):
+            raise PeerLost(f"{lost}. {self._why_not_recoverable()}") from None
+        assert self._communicator is not None
+        self._communicator.abandon()
+        model._close_session()
+        model.in_step = False
+        for program in model._programs.values():
+            program.exhausted = False
+
+    def _why_not_recoverable(self) -> str:
+        without = self._role if self._store is None else self._communicator and self._communicator.peer_role
+        return f"This run cannot be recovered: {without} has no checkpoint_dir"
+
+    def _prospects(self) -> str:
+        wait = f"waiting up to {self._settings.peer_timeout:g} s for it to come back"
+        if self._store is None or not self._peer_saves:
+            return f"{wait}. {self._why_not_recoverable()}, so only a line that returns can save it, not a program"
+        known = self._store.pinned
+        where = "" if known is None else f", the newest of {known[0]}"
+        return f"{wait}; if its program has ended, start it again as before: both go on from a checkpoint{where}"
 
     # ---- start -------------------------------------------------------------------------------------------------
 
-    def _agree(self) -> int | None:
-        """Connects, and returns the step of the checkpoint to restore, or None."""
+    def _was_done_before(self) -> bool:
+        """Whether this is a fit of a program that an earlier process finished, and went on to the next."""
+        model, store = self._model, self._store
+        if store is None or model.in_step:
+            return False
+        newest = store.newest()
+        if newest is None or newest.fit <= self._fit:
+            return False
+        state = store.state(newest)
+        if state["fits"][: self._fit] != [*model.fits, self._procedure.describe()]:
+            return False
+        self._start_session(Start((newest, state["run"]), cold=True), alone=True)
+        _log.info("%s: fit %d was done before; going on with fit %d", self._role, self._fit, newest.fit)
+        return True
+
+    def _facts(self) -> Facts:
         model = self._model
-        mine = Facts(
-            checkpoints=tuple((step, self._store.state(step)["run"]) for step in self._store.steps())
-            if self._store
-            else (),
+        return Facts(
+            checkpoints=tuple(self._store.known()) if self._store else (),
             save_steps=self._save_steps if self._store else None,
-            steps_trained=model.steps_trained,
+            steps_trained=model.steps_trained if model.in_step else 0,
+            warm=model.in_step,
+            inputs=_readers.kept_inputs(model._programs.values()),
             run=secrets.token_hex(8),
             seed=None if self._role == "follower" else shared_seed(self._own_seed()),
         )
+
+    def _agree(self, lost: PeerLost | None) -> Start:
+        """Connects, and says where both begin."""
+        model, communicator = self._model, self._communicator
+        mine = self._facts()
         peer = mine
-        if self._communicator is not None:
+        if communicator is not None:
             terms = {
                 "procedure": self._procedure.describe(),
+                "fit": self._fit,
                 "project_name": self._project_name,
                 "tasks": sorted(scope.wire for scope in model._programs),
             }
-            told = self._communicator.connect(terms, mine.to_json())
-            peer = Facts.parse(told, self._communicator.peer_role)
+            communicator.exchange.prospects = self._prospects()
+            communicator.exchange.on_saved = self._on_peer_saved
+            told = communicator.connect(
+                terms,
+                mine.to_json(),
+                timeout=None if lost is None else self._settings.peer_timeout,
+                judge=self._judge,
+                stubborn=lost is not None,
+            )
+            peer = Facts.parse(told, communicator.peer_role)
+        self._peer_saves = peer.save_steps is not None
         leader = peer if self._role == "follower" else mine
-        model.shared_seed, self._identity = leader.seed or 0, leader.run
-        peer_role = "" if self._communicator is None else self._communicator.peer_role
-        restore = checkpoint_to_restore(mine, peer, self._role, peer_role)
-        if restore is None and not self._procedure.trains and self._store is not None and not self._is_warm:
+        model.shared_seed, self._lineage = leader.seed or 0, leader.run
+        peer_role = "" if communicator is None else communicator.peer_role
+        start = where_to_start(mine, peer, self._role, peer_role)
+        if self._store is not None:
+            self._store.pinned, self._peer_saved = start.restore, set(peer.checkpoints)
+        if communicator is not None:
+            communicator.exchange.prospects = self._prospects()
+        if start.restore is None and not self._procedure.trains and self._store is not None and not mine.warm:
             raise CheckpointError(
                 f"{self._procedure.describe()} evaluates a checkpoint, and {self._store.folder} holds none; train "
                 "first, or leave checkpoint_dir out to evaluate initial weights"
             )
-        return restore
+        return start
+
+    def _judge(self, facts: Mapping[str, Any]) -> list[str]:
+        """Why somebody with these facts cannot take the place of a peer that was lost."""
+        assert self._communicator is not None
+        try:
+            mine = replace(self._facts(), warm=False)
+            where_to_start(mine, Facts.parse(facts, self._communicator.peer_role), self._role,
+                           self._communicator.peer_role)  # fmt: skip
+        except EflError as error:
+            return [str(error)]
+        return []
 
     def _own_seed(self) -> int:
         given = self._model.settings.seed
@@ -152,61 +268,62 @@ class Run:
     def _save_steps(self) -> int:
         return self._settings.save_checkpoint_steps or _DEFAULT_SAVE_STEPS
 
-    @property
-    def _is_warm(self) -> bool:
-        return self._model._session is not None
-
     def _hooks(self) -> list[tf.train.SessionRunHook]:
         return list(dict.fromkeys(hook for program in self._model._programs.values() for hook in program.hooks))
 
-    def _open(self, restore: int | None) -> None:
-        fresh = not self._is_warm
+    def _open(self, start: Start) -> None:
+        if start.cold and self._model._session is not None:
+            self._model._close_session()
+        cold = self._model._session is None
         try:
-            self._start_session(restore)
+            self._start_session(start)
         except BaseException:
-            if fresh and self._model._session is not None:
-                self._model._session.close()
-                self._model._session = None  # half made: a later fit makes a new one
+            if cold:
+                self._model._close_session()  # half made: a later fit makes a new one
             raise
 
-    def _start_session(self, restore: int | None) -> None:
+    def _start_session(self, start: Start, alone: bool = False) -> None:
         model = self._model
-        fresh = not self._is_warm
+        fresh = model._session is None
         graph = tf.get_default_graph()
-        if fresh:
-            for hook in self._hooks():
+        for hook in self._hooks():
+            if hook not in model.begun_hooks:
                 hook.begin()
-        if self._store is not None:
+                model.begun_hooks.append(hook)
+        if self._store is not None and self._saver is None:
             self._saver = tf.train.Saver(self._held(), max_to_keep=0, save_relative_paths=True)
         if fresh:
             model._session = HookedSession(graph, model._session_config)
             raw = model.session.raw_session()
             raw.run([tf.global_variables_initializer(), tf.local_variables_initializer(), tf.tables_initializer()])
             model._apply_initial_weights(raw)
+            model.steps_trained = 0
         raw = model.session.raw_session()
         model.stage_mgr.reset()
-        if restore is not None:
-            self._restore(raw, restore)
+        if start.restore is not None:
+            self._restore(raw, start.restore[0])
+        self._began_cold, self._began_at = fresh, model.steps_trained
         for scope in model._programs:
             # Messages are counted from the same number on both sides, whatever ended an earlier run.
             base = model.steps_trained if scope.mode is MODE.TRAIN else 0
             model._pace.rebase(model._pace.scope(scope.wire), base)
+        if alone:
+            return
         if self._communicator is not None:
             self._communicator.bind(raw)
         model.session.start(self._hooks())
-        if fresh or restore is not None:
-            _readers.initialize(raw, again=not fresh)
+        if fresh:
+            _readers.initialize(raw)
         else:
             for program in model._programs.values():
                 if program.exhausted and program.scope.mode is MODE.TRAIN:
                     _readers.restart(raw, program)
         if self._save_graph and self._store is not None:
             tf.io.write_graph(graph, str(self._store.folder), "graph.pbtxt")
-        _log.info("%s: %s of %s%s", self._role, self._procedure.describe(), self._project_name, self._from(restore))
-
-    @staticmethod
-    def _from(restore: int | None) -> str:
-        return "" if restore is None else f", from the checkpoint of step {restore}"
+        where = "" if start.restore is None else f", from the checkpoint of {start.restore[0]}"
+        _log.info("%s: %s of %s%s", self._role, self._procedure.describe(), self._project_name, where)
+        if start.restore is None:
+            self._save()
 
     def _read(self, tensors: dict[str, tf.Tensor]) -> dict[str, Any]:
         return self._model.session.raw_session().run(tensors) if tensors else {}
@@ -217,29 +334,29 @@ class Run:
     def _held() -> list[tf.Variable]:
         return list(dict.fromkeys([*tf.global_variables(), *tf.local_variables()]))
 
-    def _restore(self, raw: tf.Session, step: int) -> None:
+    def _restore(self, raw: tf.Session, position: Position) -> None:
         assert self._store is not None and self._saver is not None
         model = self._model
-        prefix = self._store.prefix(step)
+        prefix = self._store.prefix(position)
         differences = mismatches(prefix, tf.global_variables())
         # Local variables (metrics, readers' positions) that an earlier program did not have begin afresh.
         absent = set(mismatches(prefix, tf.local_variables()))
         if differences:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._store.folder} is of another model: "
+                f"the checkpoint of {position} in {self._store.folder} is of another model: "
                 + "; ".join(f"{variable.op.name} {text}" for variable, text in differences.items())
             )
         saver = self._saver
         if absent:
             saver = tf.train.Saver([v for v in self._held() if v not in absent])
         saver.restore(raw, prefix)
-        state = self._store.state(step)
-        model.steps_trained = int(state["steps_trained"])
-        self._identity = state["run"]
+        state = self._store.state(position)
+        model.steps_trained = position.trained
+        model.history[:] = [row for row in model.history if row["step"] <= position.trained]
         for program in model._programs.values():
             program.exhausted = program.scope.wire in state["exhausted"]
-        self._saved = model.steps_trained, self._exhausted()
-        if state["procedure"] == self._procedure.describe():
+        self._saved, self._exhausted_then = position, self._exhausted()
+        if position.fit == self._fit and state["fits"] == [*model.fits, self._procedure.describe()]:
             model.stage_mgr.restore(state["stage"])
             model.shared_seed = int(state["shared_seed"])
         else:
@@ -256,25 +373,42 @@ class Run:
 
     def stage_done(self) -> None:
         """Called between stages."""
-        self._save()
+        saved = self._saved
+        if saved is None or saved.trained != self._model.steps_trained or self._exhausted_then != self._exhausted():
+            self._save()
 
-    def _save(self) -> None:
-        model = self._model
-        if (
-            self._store is None
-            or self._saver is None
-            or self._saved == (model.steps_trained, self._exhausted())
-            or not self._procedure.trains
-        ):
+    def _position(self) -> Position:
+        manager = self._model.stage_mgr
+        return Position(self._model.steps_trained, self._fit, manager.index, manager.steps)
+
+    def _save(self, final: bool = False) -> None:
+        model, position = self._model, self._position()
+        if self._store is None or self._saver is None or position == self._saved or not self._procedure.trains:
             return
         state = {
-            "steps_trained": model.steps_trained,
-            "run": self._identity,
+            "run": self._lineage,
             "exhausted": sorted(scope.wire for scope in self._exhausted()),
             "stage": model.stage_mgr.state(),
-            "procedure": self._procedure.describe(),
+            "fits": [*model.fits, self._procedure.describe()],
             "shared_seed": model.shared_seed,
         }
-        self._store.save(model.session.raw_session(), self._saver, model.steps_trained, state)
-        self._saved = model.steps_trained, self._exhausted()
-        _log.debug("%s: checkpoint of step %d (pid %d)", self._role, model.steps_trained, os.getpid())
+        started = time.monotonic()
+        self._store.save(model.session.raw_session(), self._saver, position, state)
+        self._saved, self._exhausted_then = position, self._exhausted()
+        known = position, self._lineage
+        if self._communicator is not None:
+            if known in self._peer_saved:
+                self._store.pinned = known
+            self._communicator.exchange.tell_saved({"position": position.to_json(), "run": self._lineage})
+            self._communicator.exchange.prospects = self._prospects()
+        _log.debug("%s: checkpoint of %s in %.0f ms", self._role, position, 1000 * (time.monotonic() - started))
+
+    def _on_peer_saved(self, body: dict[str, Any]) -> None:
+        assert self._store is not None or self._communicator is not None
+        try:
+            known = Position.parse(body.get("position")), str(body.get("run"))[:64]
+        except ValueError:
+            return  # it only says what this party need not keep
+        self._peer_saved = {known, *sorted(self._peer_saved)[-20:]}
+        if self._store is not None and self._saved is not None and known == (self._saved, self._lineage):
+            self._store.pinned = known

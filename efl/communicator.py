@@ -275,13 +275,22 @@ class Communicator:
         self._exchanged.declare(term, value)
 
     def connect(
-        self, terms: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+        self,
+        terms: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        judge: Callable[[Mapping[str, Any]], list[str]] | None = None,
+        stubborn: bool = False,
     ) -> Mapping[str, Any]:
         """Connects and shakes hands.
 
         Args:
           terms: Further terms that must be equal on both sides.
           facts: What this side tells the other (JSON values).
+          timeout: Seconds to wait for the peer; ``connect_timeout`` by default.
+          judge: Reasons why somebody with such facts cannot take the place of a peer that was lost.
+          stubborn: Whether to refuse who disagrees, and to wait on.
 
         Returns:
           The peer's facts.
@@ -302,8 +311,11 @@ class Communicator:
         self.exchange.attach(channel)
         self._use(channel)
         self._reader_ops.clear()
+        if judge is not None:
+            ask = judge
+            channel.judge(lambda hello: ask(hello.facts) if stubborn or channel.away else [])
         try:
-            peer = channel.connect(self._connect_timeout)
+            peer = channel.connect(self._connect_timeout if timeout is None else timeout, stubborn)
         except BaseException:
             self._use(None)
             channel.close(0.0)
@@ -333,13 +345,33 @@ class Communicator:
             inbox.bind(session)
         self.exchange.bind()
 
-    def shutdown(self, sess: tf.Session | None = None) -> None:
-        """Says goodbye and closes the channel; a later ``connect`` starts anew."""
+    def shutdown(self, sess: tf.Session | None = None, timeout: float = 10.0) -> EflError | None:
+        """Says goodbye and closes the channel; a later ``connect`` starts anew.
+
+        Args:
+          sess: Accepted for compatibility.
+          timeout: Seconds to wait for the peer's goodbye.
+
+        Returns:
+          Why the peer's goodbye did not come, where the conversation failed before it; else None.
+        """
+        self.exchange.closing()
+        failure = None
+        if self._channel is not None:
+            channel = self._channel
+            channel.close(timeout)
+            if channel.error is None:
+                self.exchange.settle(_SETTLE_SECONDS)
+            failure = None if channel.peer_closed else channel.error
+            self._use(None)
+        self.exchange.unbind()
+        return failure
+
+    def abandon(self) -> None:
+        """Closes the channel and says nothing: the peer's process is another one now."""
         self.exchange.closing()
         if self._channel is not None:
-            self._channel.close()
-            if self._channel.error is None:
-                self.exchange.settle(_SETTLE_SECONDS)
+            self._channel.abandon()
             self._use(None)
         self.exchange.unbind()
 

@@ -70,6 +70,9 @@ class Model(Definition):
             tf.set_random_seed(self.settings.seed)
         self.history: list[dict[str, Any]] = []
         self.steps_trained = 0
+        self.fits: list[str] = []
+        self.in_step = False
+        self.begun_hooks: list[tf.train.SessionRunHook] = []
         self.shared_seed = 0
         super().__init__()
         self._opt_config = OptConfig()
@@ -311,6 +314,11 @@ class Model(Definition):
     @property
     def _is_timekeeper(self) -> bool:
         return True
+
+    def _close_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _apply_initial_weights(self, session: tf.Session) -> None:
         known = {v.op.name: v for v in tf.global_variables()}

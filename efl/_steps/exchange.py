@@ -12,6 +12,7 @@ takes, so that no kernel waits for another.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -49,6 +50,7 @@ class Exchange:
         self.failure: EflError | None = None
         self.timeout = timeout
         self.prospects = "waiting for it"  # what is said when the peer is lost
+        self.on_saved: Callable[[dict[str, Any]], None] = lambda body: None  # the peer has written a checkpoint
         self._scopes: dict[str, Scope] = {}
         self._delivery = threading.RLock()
         self._lock = threading.RLock()
@@ -89,6 +91,7 @@ class Exchange:
         channel.on_control("end", of_this_channel(self._on_end))
         channel.on_control("last", of_this_channel(self._on_last))
         channel.on_control("stage", of_this_channel(self._stages.on_note))
+        channel.on_control("saved", of_this_channel(lambda body: self.on_saved(body)))
         channel.on_control("rows", of_this_channel(self._on_rows))
         channel.on_away(of_this_channel(self._on_away))
         channel.on_back(of_this_channel(self._on_back))
@@ -197,6 +200,11 @@ class Exchange:
     def enter_stage(self, what: str) -> None:
         """Tells the peer which stage of common steps begins here; the run fails where the peer's is another."""
         self._stages.enter(what)
+
+    def tell_saved(self, body: dict[str, Any]) -> None:
+        """Tells the peer that this party has written a checkpoint."""
+        with contextlib.suppress(LinkError):  # the peer is done, or the next step will say what happened
+            self._control("saved", body)
 
     def begin(self, scope: Scope) -> int | None:
         """Starts the next step of a scope.

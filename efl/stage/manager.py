@@ -26,9 +26,11 @@ class StageManager:
       steps: Steps done in the running stage, over restarts.
       seconds: Time spent in the running stage, over restarts.
       skipped: Whether the last stage was skipped because it was done before a restart.
+      passed: Stages that were run to their end, since the run began or was restored.
     """
 
     def __init__(self) -> None:
+        self._bound: list[Any] = []
         self.reset()
 
     def reset(self) -> None:
@@ -39,6 +41,9 @@ class StageManager:
         self._resumed_name = ""
         self._ended: set[int] = set()
         self.skipped = False
+        self.passed = 0
+        for stage in self._bound:
+            stage.finish = False  # of the attempt before, where the procedure keeps its stages outside
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -71,7 +76,7 @@ class StageManager:
         self.skipped = call < self.index
         if self.skipped:
             if isinstance(stage, Stage):
-                stage.bind(model)
+                self._bind(stage, model)
                 if hasattr(stage, "finish"):
                     stage.finish = call in self._ended
             return None
@@ -84,10 +89,16 @@ class StageManager:
             _log.info("going on in stage %s (number %d) after %d steps", name, call, self.steps)
         self._name, self._resumed_name = name, ""
         if isinstance(stage, Stage):
-            stage.bind(model)
+            self._bind(stage, model)
         result = stage(*args, **kwargs)
         if getattr(stage, "finish", False):
             self._ended.add(call)
         self.index, self.steps, self.seconds, self._name = call + 1, 0, 0.0, ""
+        self.passed += 1
         model._stage_done()
         return result
+
+    def _bind(self, stage: Stage, model: Model) -> None:
+        stage.bind(model)
+        if hasattr(stage, "finish") and not any(stage is known for known in self._bound):
+            self._bound.append(stage)

@@ -141,11 +141,20 @@ class Channel:
         if self._begun:
             raise ConfigError(f"{what}(): call it before connect(); a message may have arrived already")
 
-    def connect(self, timeout: float) -> Hello:
+    def judge(self, judge: Callable[[Hello], list[str]]) -> None:
+        """Has ``judge(hello)`` give further reasons to refuse a peer, or one that comes in place of a lost one.
+
+        It is called from the thread that reads a stream. An empty list accepts.
+        """
+        self._before_connect("judge")
+        self._talk.judge = judge
+
+    def connect(self, timeout: float, stubborn: bool = False) -> Hello:
         """Finds the peer and shakes hands; which party starts first does not matter.
 
         Args:
           timeout: Seconds to wait for the peer.
+          stubborn: Whether to refuse who disagrees and to wait on; otherwise a disagreement ends both.
 
         Returns:
           The peer's hello.
@@ -153,7 +162,7 @@ class Channel:
         Raises:
           PeerLost: No peer in time; the message says what to check.
           ConfigError: The port is taken, or connect() was called before.
-          HandshakeError: The parties disagree; the message lists every disagreement.
+          HandshakeError: The parties disagree (and not ``stubborn``); the message lists every disagreement.
         """
         if self._begun:
             raise ConfigError("connect(): this channel was connected before; make a new one")
@@ -161,7 +170,7 @@ class Channel:
         atexit.register(self._talk.left_open)
         threading.Thread(target=self._talk.keep_time, name="efl-time", daemon=True).start()
         try:
-            return rendezvous.meet(self._talk, timeout)
+            return rendezvous.meet(self._talk, timeout, stubborn)
         except BaseException:
             self._talk.over = True
             self._talk.tear_down()
@@ -178,6 +187,12 @@ class Channel:
     def peer(self) -> Hello | None:
         """The peer's hello, or None before ``connect``."""
         return self._talk.link.peer if self._talk.met and self._talk.link is not None else None
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer has said goodbye."""
+        link = self._talk.link
+        return link is not None and link.peer_goodbye
 
     @property
     def away(self) -> bool:
@@ -407,6 +422,13 @@ class Channel:
             talk.wake_takers()
         talk.outcomes.put((None, None))
         talk.tear_down()
+
+    def abandon(self) -> None:
+        """Closes at once and says nothing: the peer's process is another one now."""
+        with self._talk.lock:
+            self._talk.over = True
+            self._talk.wake_takers()
+        self._talk.tear_down()
 
     def abort(self, error: BaseException) -> None:
         """This party's program failed: tells the peer and closes at once.

@@ -97,6 +97,7 @@ class Conversation(stream.Handler):
         self._away_for = 0.0
         self.on_away: list[Callable[[str], None]] = []
         self.on_back: list[Callable[[float], None]] = []
+        self.judge: Callable[[Hello], list[str]] = lambda hello: []  # further reasons to refuse a peer
         self.redial: Callable[[int], None] | None = None  # set where this side dials
         self.candidate: stream.Connection | None = None  # dialled, and not yet answered
         self._damages = 0  # damaged messages in a row
@@ -130,7 +131,7 @@ class Conversation(stream.Handler):
     def adopt(self, connection: stream.Connection, label: str) -> None:
         """Begins a conversation on ``connection``."""
         now = time.monotonic()
-        self.link = Link(self.hello, self.limits, now, label)
+        self.link = Link(self.hello, self.limits, now, label, self.judge)
         self.connection, self._adopted = connection, now
         self.flush()
 
@@ -241,7 +242,7 @@ class Conversation(stream.Handler):
             known = self.link is not None and self.link.peer is not None and self.link.peer.instance == first.instance
             if known and self.link is not None and self.link.received:
                 return busy, True, False  # a late copy of the hello that this conversation began with
-        reasons = handshake.disagreements(self.hello, first)
+        reasons = handshake.disagreements(self.hello, first) or self.judge(first)
         if reasons:
             logger.warning("%s: somebody came in place of the lost %s and was refused, since both disagree: %s",
                            self.hello.role, self.partner, "; ".join(reasons))  # fmt: skip

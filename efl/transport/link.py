@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +63,14 @@ class Link:
       peer_goodbye: Whether the peer's has arrived.
     """
 
-    def __init__(self, hello: Hello, limits: Limits, now: float, peer_label: str = "the peer") -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        limits: Limits,
+        now: float,
+        peer_label: str = "the peer",
+        judge: Callable[[Hello], list[str]] = lambda hello: [],
+    ) -> None:
         """Queues the hello.
 
         Args:
@@ -71,6 +78,7 @@ class Link:
           limits: This party's.
           now: The time, seconds.
           peer_label: How messages call the peer.
+          judge: Further reasons to refuse a peer with this hello.
 
         Raises:
           ConfigError: The hello is not valid.
@@ -79,7 +87,7 @@ class Link:
         self.peer: Hello | None = None
         self.peer_label = peer_label
         self.said_goodbye = self.peer_goodbye = False
-        self._hello, self._limits = hello, limits
+        self._hello, self._limits, self._judge = hello, limits, judge
         self._inbound = Inbound((), limits)
         self._ledger = Ledger(self._inbound)
         self._outbound = Outbound((), 1, 1, 1)
@@ -410,7 +418,7 @@ class Link:
             raise ProtocolError(f"expected a hello first, got {frame.kind.name}")
         peer, shared = handshake.parse(frame.payload, self._limits)
         self.peer = peer
-        reasons = handshake.disagreements(self._hello, peer)
+        reasons = handshake.disagreements(self._hello, peer) or self._judge(peer)
         if reasons:
             self._ledger.put(Kind.REFUSE, json.dumps({"reasons": reasons}).encode())
             self.state = State.OVER

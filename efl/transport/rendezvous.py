@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 
-from efl.errors import EflError, LinkError, PeerLost, ProtocolError
+from efl.errors import EflError, HandshakeError, LinkError, PeerLost, ProtocolError
 from efl.transport import stream
 from efl.transport.conversation import Conversation, logger
 from efl.transport.handshake import Hello
@@ -39,12 +39,13 @@ class _Patience:
                         self._who, self._whom, extra, max(0.0, self.left()), self.timeout)  # fmt: skip
 
 
-def meet(talk: Conversation, timeout: float) -> Hello:
+def meet(talk: Conversation, timeout: float, stubborn: bool = False) -> Hello:
     """Finds the peer and shakes hands.
 
     Args:
       talk: The conversation to begin.
       timeout: Seconds.
+      stubborn: Whether to wait on where somebody came who disagrees.
 
     Returns:
       The peer's hello.
@@ -54,10 +55,11 @@ def meet(talk: Conversation, timeout: float) -> Hello:
       ConfigError: The port is taken.
       HandshakeError: The parties disagree.
     """
-    return _listen(talk, timeout) if talk.endpoint.listen else _dial(talk, timeout)
+    passing = (PeerLost, ProtocolError, HandshakeError) if stubborn else (PeerLost, ProtocolError)
+    return _listen(talk, timeout, passing) if talk.endpoint.listen else _dial(talk, timeout, passing)
 
 
-def _listen(talk: Conversation, timeout: float) -> Hello:
+def _listen(talk: Conversation, timeout: float, passing: tuple[type[EflError], ...]) -> Hello:
     address = talk.endpoint.address
     patience = _Patience(talk.hello.role, f"the {talk.partner} to connect to {address}", timeout)
     talk.listener = stream.Listener(talk.endpoint, talk)
@@ -72,7 +74,7 @@ def _listen(talk: Conversation, timeout: float) -> Hello:
             break
         if error is None:
             return _peer(talk)
-        if not isinstance(error, (PeerLost, ProtocolError)):
+        if not isinstance(error, passing):
             raise error
         note = str(error)  # that connection is nothing to us: wait for the next
         logger.warning("%s: %s", talk.hello.role, error)
@@ -88,7 +90,7 @@ def _listen(talk: Conversation, timeout: float) -> Hello:
     )
 
 
-def _dial(talk: Conversation, timeout: float) -> Hello:
+def _dial(talk: Conversation, timeout: float, passing: tuple[type[EflError], ...]) -> Hello:
     address = talk.endpoint.address
     patience = _Patience(talk.hello.role, f"the {talk.partner} at {address}", timeout)
     backoff, note = _FIRST_BACKOFF, ""
@@ -105,7 +107,7 @@ def _dial(talk: Conversation, timeout: float) -> Hello:
         if error is None:
             talk.redial = Redialler(talk, time.monotonic() - begun)
             return _peer(talk)
-        if not isinstance(error, PeerLost):
+        if not isinstance(error, PeerLost) and not (isinstance(error, HandshakeError) and HandshakeError in passing):
             raise error
         note = str(error)
         with talk.lock:

@@ -205,7 +205,7 @@ def test_parties_without_a_common_checkpoint_are_refused(tmp_path):
 def test_a_missing_checkpoint_dir_on_one_side_is_told(tmp_path):
     results = run_both(tmp_path, both("train(max_step=2)", fit="checkpoint_dir='c'"), both("train(max_step=2)"))
     for role in ("leader", "follower"):
-        assert "follower has no checkpoint_dir: this run cannot be recovered" in results[role].output
+        assert "follower has no checkpoint_dir: if a party dies, this run cannot be recovered" in results[role].output
 
 
 def test_evaluating_a_checkpoint_that_is_not_there(tmp_path):

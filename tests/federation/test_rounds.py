@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from efl._agreement import Facts, shared_seed
+from efl._position import Position
 from efl.errors import ProtocolError
 from tests.federation.harness import run_both
 from tests.federation.test_ends import both, history
@@ -90,11 +91,11 @@ model.fit(efl.procedure_fn.train(max_step=5), log_step=1)
 
 def test_fit_again_with_the_same_folder_trains_on(tmp_path):
     code = both("train(max_step=3)", fit="checkpoint_dir='ckpt', log_step=1")
-    run_both(
-        tmp_path, *[code + "model.fit(efl.procedure_fn.train(max_step=3), checkpoint_dir='ckpt', log_step=1)\n"] * 2
-    )
+    code += "model.fit(efl.procedure_fn.train(max_step=3), checkpoint_dir='ckpt', log_step=1)\n"
+    run_both(tmp_path, code, code)
     assert [row["step"] for row in history(tmp_path, "follower")] == [4, 5, 6]
     results = run_both(tmp_path, code, code)  # a new process finds the run complete, and says so
+    assert "fit 1 was done before; going on with fit 2" in results["follower"].output
     assert "nothing to do: this run was complete at step 6" in results["leader"].output
 
 
@@ -153,15 +154,25 @@ def test_an_eval_fn_on_one_side_only_is_named(tmp_path):
 def test_the_seed_that_is_told_does_not_give_the_runs_seed_away():
     assert shared_seed(4711) == shared_seed(4711) != shared_seed(4712)
     assert 0 <= shared_seed(4711) < 1 << 56
-    assert "4711" not in json.dumps(Facts((), None, 0, "r", shared_seed(4711)).to_json())
+    assert "4711" not in json.dumps(Facts((), None, 0, False, {}, "r", shared_seed(4711)).to_json())
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": -1}, {"seed": "x"}, {"checkpoints": [[1]]}, {"checkpoints": 3}, {"run": None}, {"steps_trained": True}],
+    [
+        {"seed": -1},
+        {"seed": "x"},
+        {"checkpoints": [[1]]},
+        {"checkpoints": 3},
+        {"run": None},
+        {"steps_trained": True},
+        {"checkpoints": [[[1, 1, 1], "r"]]},
+        {"warm": 1},
+        {"inputs": {"train": 2}},
+    ],
 )
 def test_facts_that_cannot_be_are_refused(change):
-    facts = Facts(((4, "run"),), 1000, 4, "run", 7)
+    facts = Facts(((Position(4, 1, 0, 4), "run"),), 1000, 4, True, {"train": True}, "run", 7)
     assert Facts.parse(json.loads(json.dumps(facts.to_json())), "leader") == facts
     with pytest.raises(ProtocolError, match="leader told something about its run that cannot be"):
         Facts.parse({**facts.to_json(), **change}, "leader")
