@@ -22,6 +22,9 @@ from efl.cli.noise import Noise
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 _PATIENCE = 5.0  # seconds between asking, insisting (SIGTERM) and killing
+# Seconds that a party has which waits for a first connection when the other has failed: that cannot come any more, but
+# it may be about to say why there was none.
+_VAIN = 2.0
 _DRAIN = 1.0  # seconds that the rest of an ended program's output may take; its own children may hold the pipe open
 
 # What a party's environment has where the user's says nothing else: TensorFlow's chatter and its advice to replace
@@ -153,6 +156,7 @@ class Launcher:
 
     def _watch(self, running: Sequence[_Running]) -> None:
         reported: set[str] = set()
+        vain_until: float | None = None  # after a failure: when those that wait for a first connection are stopped
         stop_at: float | None = None  # when to take the next step against those that still run
         steps: Iterator[int] = iter(())
         seen_interrupts = 0
@@ -163,16 +167,21 @@ class Launcher:
                     self._print_lines(running)
                     reported.add(party.name)
                     if party.exit_code and stop_at is None:
-                        self._announce(party, [other.name for other in running if other.is_running])
+                        self._announce(party, [other for other in running if other.is_running])
                         stop_at, steps = time.monotonic() + self._grace, iter((signal.SIGTERM, signal.SIGKILL))
+                        vain_until = time.monotonic() + min(_VAIN, self._grace)
             if len(reported) == len(running):
                 return
             if len(self._interrupts) > seen_interrupts:
                 if not seen_interrupts:
                     steps = iter((self._interrupts[0], signal.SIGTERM, signal.SIGKILL))
                 seen_interrupts = len(self._interrupts)
+                vain_until = None
                 stop_at = time.monotonic()  # a second Ctrl-C does not wait for the patience of the first
+            if vain_until is not None and all(party.said.waits_for for party in running if party.is_running):
+                stop_at = vain_until
             if stop_at is not None and time.monotonic() >= stop_at:
+                vain_until = None
                 signum = next(steps, signal.SIGKILL)
                 for party in running:
                     if party.is_running:
@@ -195,11 +204,13 @@ class Launcher:
         prefix = f"{name:<{self._width}} | ", self._colours.get(name, "bold")
         self._console.print(Text.assemble(prefix, line))
 
-    def _announce(self, party: _Running, others: Sequence[str]) -> None:
+    def _announce(self, party: _Running, others: Sequence[_Running]) -> None:
         """Says at once that a party has failed, and what becomes of the others."""
         if others:
-            verb = "has" if len(others) == 1 else "have"
-            left = f"the {' and the '.join(others)} {verb} {self._grace:g} s to end (--grace)"
+            verb, grace = "has" if len(others) == 1 else "have", f"{self._grace:g} s to end (--grace)"
+            if all(other.said.waits_for for other in others):
+                verb, grace = "waits" if len(others) == 1 else "wait", "for it in vain and will be stopped"
+            left = f"the {' and the '.join(other.name for other in others)} {verb} {grace}"
             self._print("efl", f"{party.name} failed (exit code {party.exit_code}); {left}")
 
     def _summarize(self, running: Sequence[_Running]) -> None:
@@ -207,7 +218,8 @@ class Launcher:
         for party in sorted(running, key=lambda party: party.ended or 0.0):
             seconds = (party.ended or 0.0) - party.started
             if party.stopped_by_us:
-                self._print("efl", f"{party.name} was stopped after {seconds:.1f} s")
+                vain = f" of waiting for the {party.said.waits_for}" if party.said.waits_for else ""
+                self._print("efl", f"{party.name} was stopped after {seconds:.1f} s{vain}")
             elif party.exit_code:
                 first, *more = party.said.last_words() or [""]
                 why = f": {first}" if first else ""

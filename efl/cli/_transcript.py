@@ -1,8 +1,14 @@
-"""What a program's output tells about its end, followed line by line."""
+"""What a program's output tells about its state, followed line by line: for whom it waits, and why it failed."""
 
 from __future__ import annotations
 
 import re
+
+from efl.settings import ROLES
+
+_ROLE = "|".join(ROLES)
+_WAITS = re.compile(rf"(?:^|[\s:])(?:{_ROLE}): waiting for the ({_ROLE})\b")
+_MET = re.compile(rf"(?:^|[\s:])(?:{_ROLE}): connected to the (?:{_ROLE})\b")
 
 _TRACEBACK = "Traceback (most recent call last):"
 _ERROR = re.compile(r"(?:[^\W\d]\w*\.)*([^\W\d]\w*(?:: .*)?)$")  # as Python writes it: module.Class: message
@@ -12,9 +18,15 @@ _MOST_CHARACTERS = 500
 
 
 class Transcript:
-    """Follows the lines of one program."""
+    """Follows the lines of one program.
+
+    Attributes:
+      waits_for: The role for which it waits, while it has not been connected yet; None otherwise.
+    """
 
     def __init__(self) -> None:
+        self.waits_for: str | None = None
+        self._met = False
         self._last = ""
         self._in_frames = False
         self._error: list[str] = []  # its first lines
@@ -26,6 +38,7 @@ class Transcript:
         self._last = line.strip() or self._last
         if line == _TRACEBACK:
             self._in_frames, self._error, self._more = True, [], 0
+            self.waits_for = None
         elif self._in_frames:
             if not line.startswith(" "):
                 self._in_frames = False
@@ -37,6 +50,10 @@ class Transcript:
             self._error.append(line)
         elif self._error:
             self._more += 1
+        if _MET.search(line):
+            self._met, self.waits_for = True, None
+        elif not self._met and (waits := _WAITS.search(line)):
+            self.waits_for = waits[1]
 
     def last_words(self) -> list[str]:
         """The error that ended the program, class and message, or failing that its last line; bounded."""

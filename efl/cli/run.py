@@ -54,7 +54,7 @@ class _RoleScript(click.ParamType):
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
-    help="Seconds that a party has to end by itself after the other has failed.",
+    help="Seconds that a party has to end by itself after the other has failed (2 at most if they had not met).",
 )
 @click.option("--verbose", is_flag=True, help="Show every line of the parties, TensorFlow's notes too.")
 @click.pass_context

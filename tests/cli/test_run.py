@@ -291,6 +291,49 @@ def test_after_a_failure_a_party_that_hangs_is_stopped(folder: Path) -> None:
     assert_ends(int(next(line for line in lines if line.startswith("follower")).split(" | ")[1]))
 
 
+WAITS = "12:00:00 follower: waiting for the leader at localhost:1, 600 s of 600 s left"
+MEETS = "12:00:01 follower: connected to the leader (localhost:1)"
+
+
+@pytest.mark.parametrize(
+    ("says", "waits"),
+    [
+        ([], False),
+        ([WAITS], True),
+        ([WAITS, WAITS, "mine"], True),
+        ([WAITS, MEETS], False),
+        ([WAITS, MEETS, WAITS], False),  # it looks for a peer that was there: the peer may have said why it went
+        ([WAITS, "Traceback (most recent call last):"], False),
+    ],
+)
+def test_who_waits_for_a_first_connection_is_known(says: list[str], waits: bool) -> None:
+    said = Transcript()
+    for line in says:
+        said.add(line)
+    assert said.waits_for == ("leader" if waits else None)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_waits_for_a_party_that_failed_is_not_given_the_whole_grace(folder: Path, late: bool) -> None:
+    """A real party, whose peer has failed before or after it begins to wait."""
+    address = f"localhost:{choose_addresses([], {})['leader'][0].rpartition(':')[2]}"
+    waiting = f"""
+        import logging, time
+        from efl.transport import Channel, Endpoint, Hello
+        if {late}:
+            time.sleep(2)
+        logging.basicConfig(level=logging.INFO)
+        Channel(Endpoint("follower", "{address}", listen=False), Hello("follower")).connect(60)
+    """
+    write(folder, leader=f"import sys, time; time.sleep({0 if late else 5}); sys.exit('no file')", follower=waiting)
+    begin = time.monotonic()
+    code, lines = efl_run("leader.py", "follower.py", "--grace", "40")
+    assert code == 1 and time.monotonic() - begin < 25
+    left = "has 40 s to end (--grace)" if late else "waits for it in vain and will be stopped"
+    assert f"efl      | leader failed (exit code 1); the follower {left}" in lines, lines
+    assert re.search(r"follower was stopped after \d.* s of waiting for the leader$", lines[-1]), lines
+
+
 def test_a_party_ended_by_a_signal_counts_as_failed(folder: Path) -> None:
     write(folder, leader="import os; os.kill(os.getpid(), 9)", follower="")
     code, lines = efl_run("leader.py", "follower.py")
