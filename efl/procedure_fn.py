@@ -147,6 +147,7 @@ def train_and_evaluate(
 
 
 train_and_eval = train_and_evaluate
+"""Another name of ``train_and_evaluate``."""
 
 
 def cotrain(

@@ -62,7 +62,12 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     pages = "".join(page.read_text() for page in (tmp_path / "site").rglob("*.html"))
-    for name in ("efl.model.Model.fit", "efl.data.federal_dataio.FederalDataIO", "efl.errors.PeerLost"):
+    for name in (
+        "efl.model.Model.fit",
+        "efl.data.federal_dataio.FederalDataIO",
+        "efl.errors.PeerLost",
+        "efl.procedure_fn.train_and_eval",
+    ):
         assert f'id="{name}"' in pages
     fetched = re.findall(r'<(?:script|img|link)[^>]*(?:src|href)="?https?://[^" >]+', pages)
     assert fetched == [], "a page fetches something from elsewhere"

@@ -111,6 +111,43 @@ def test_a_loss_vector_that_is_also_sent_trains_its_own_party(tmp_path):
     assert float(told) == pytest.approx(float(heard), rel=1e-3)
 
 
+def test_the_ops_of_gradients_hold_what_travels(tmp_path):
+    # The leader's loss is the mean of f², so 2 f / size is what it returns for the f that it received.
+    fetch = """
+class Fetch(tf.train.SessionRunHook):
+    def __init__(self, ops):
+        self.ops, self.seen = ops, []
+    def before_run(self, context):
+        return tf.train.SessionRunArgs(self.ops)
+    def after_run(self, context, values):
+        self.seen.append(values.results)
+    def end(self, session):
+        np.save(ROLE + '.npy', self.seen)
+"""
+    ops = """
+ops, = [held for held in (model.recv_grad_ops, model.require_grad_ops) if held]
+assert list(ops) == [efl.TaskScope(efl.MODE.TRAIN, None)] and list(*ops.values()) == ['f']
+hook = Fetch(ops[efl.TaskScope(efl.MODE.TRAIN, None)]['f'])
+model.add_hooks([hook])
+model.fit(efl.procedure_fn.train(max_step=3))
+"""
+    fit = "model.compile().fit(efl.procedure_fn.train(max_step=10))\n"
+    leader = """
+batch = batches()
+def loss_fn(m, s):
+    return tf.reduce_mean(tf.square(m.recv('f', require_grad=True, shape=[None, 5])))
+model = efl.FederalModel()
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn)
+"""
+    run_both(tmp_path, fetch + leader + "model.compile()\n" + ops,
+             fetch + FOLLOWER.replace(fit, "model.compile()\n") + ops)  # fmt: skip
+    received, returned = np.load(tmp_path / "leader.npy"), np.load(tmp_path / "follower.npy")
+    assert received.shape == returned.shape == (3, problem.BATCH, 5)
+    np.testing.assert_allclose(returned, 2 * received / received[0].size, rtol=1e-5)
+    first = np.tanh(problem.X[: problem.BATCH, 4:] @ problem.start_value("right", (4, 5)))
+    np.testing.assert_allclose(received[0], first, rtol=1e-5)
+
+
 def test_gradients_in_both_directions_with_two_losses(tmp_path):
     # Each party has a loss of its own and each needs the other's first layer: the joint objective is the sum.
     leader = """
