@@ -200,6 +200,10 @@ class Communicator:
             raise DataError(f"sample ids of {scope.wire} are {ids.dtype.name}: expected integers or strings")
         self.declare(f"{scope.wire}/sample_id", "string" if ids.dtype == tf.string else "int")
         state = self.exchange.scope(scope.wire)
+        # A reader of both parties, made before its sample, has declared its batch size.
+        state.ids.size_agreed = any(
+            term.startswith(f"{scope.wire}/") and term.endswith("/batch_size") for term in self._exchanged.terms
+        )
 
         def note(*columns: np.ndarray) -> None:
             batch = sample_ids.Batch(*(np.asarray(column) for column in columns))

@@ -85,11 +85,13 @@ class IdLedger:
 
     Attributes:
       blocks: Names behind the block indices of this party's rows.
+      size_agreed: Whether the handshake compared the parties' batch sizes, so that a shorter batch is the end of data.
       disputed: The step whose ids differ, once that is known.
     """
 
     def __init__(self) -> None:
         self.blocks: Sequence[str] = ()
+        self.size_agreed = False
         self.disputed: int | None = None
         self._batches: dict[int, Batch] = {}
         self._mine: dict[int, bytes] = {}
@@ -140,12 +142,13 @@ class IdLedger:
             where = f"the first difference is in row {index} of the batch{self._origin(batch, index, role)}"
         if size == batch.size:
             return where
+        sizes = f"{role}'s batch has {batch.size} rows, {peer_role}'s {size}"
         if index == min(size, batch.size):
-            return (
-                f"{role}'s batch has {batch.size} rows, {peer_role}'s {size}, and as far as both go they are equal: "
-                "give both the same batch size"
-            )
-        return f"{role}'s batch has {batch.size} rows, {peer_role}'s {size}; {where}"
+            advice = "give both the same batch size"
+            if self.size_agreed:
+                advice = self._end_of_data(batch, size, role, peer_role)
+            return f"{sizes}, and as far as both go they are equal: {advice}"
+        return f"{sizes}; {where}"
 
     def forget(self, before: int) -> None:
         """Drops steps below ``before``."""
@@ -159,12 +162,28 @@ class IdLedger:
         for memory in (self._batches, self._mine, self._peers):
             memory.clear()
 
+    def _end_of_data(self, batch: Batch, size: int, role: str, peer_role: str) -> str:
+        """Where batches are equally large, the shorter of two is the last of its party's data."""
+        shorter = role if batch.size < size else peer_role
+        place = self._place(batch, min(batch.size, size) - 1)
+        where = "" if place is None else f" after row {place[1]} of block {place[0]}"
+        block = "the blocks" if place is None else f"block {place[0]}"
+        return (
+            f"{shorter}'s data ends there{where}, which the other's does not. Compare how many records {block} has on "
+            "both sides: a file may have been cut off or written only in part"
+        )
+
     def _origin(self, batch: Batch, index: int, role: str) -> str:
-        if batch.block is None or batch.row is None or index >= batch.size:
-            return ""
+        place = self._place(batch, index)
+        return "" if place is None else f" (at {role}: block {place[0]}, row {place[1]} of it)"
+
+    def _place(self, batch: Batch, index: int) -> tuple[str, int] | None:
+        """Name of the block of a row of the batch, and the row's number in it."""
+        if batch.block is None or batch.row is None or not 0 <= index < batch.size:
+            return None
         block = int(batch.block.reshape(-1)[index])
         name = self.blocks[block] if 0 <= block < len(self.blocks) else f"number {block}"
-        return f" (at {role}: block {name}, row {int(batch.row.reshape(-1)[index])} of it)"
+        return name, int(batch.row.reshape(-1)[index])
 
 
 def first_difference(mine: list[bytes], peer: list[bytes]) -> int | None:

@@ -144,6 +144,17 @@ def test_ids_out_of_line_end_both_sides_with_block_and_row(tmp_path: Path) -> No
         assert re.search(r"row 3\b", output)
 
 
+def test_a_block_that_is_shorter_at_one_party_ends_both_sides_and_is_named(tmp_path: Path) -> None:
+    # As a file that was cut exactly between two records: every record that is left can be read.
+    write_blocks(tmp_path / "leader", BLOCKS)
+    write_blocks(tmp_path / "follower", {**BLOCKS, "part-2": [20, 21, 22, 23, 24]})
+    for output in failed(run(tmp_path)):
+        assert "SampleMismatch" in output
+        assert "follower's data ends there after row 4 of block part-2" in output
+        assert "Compare how many records block part-2 has on both sides" in output
+        assert "batch size" not in output
+
+
 def test_a_cut_off_file_ends_both_sides_and_is_named(tmp_path: Path) -> None:
     for role in ("leader", "follower"):
         write_blocks(tmp_path / role, BLOCKS)
