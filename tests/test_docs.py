@@ -36,6 +36,15 @@ def test_the_quick_starts_two_parties_learn(tmp_path: Path) -> None:
     assert result["follower"].output.count("loss=-") == 4
 
 
+def test_the_quick_starts_fed_arrays_are_learnt_from(tmp_path: Path) -> None:
+    fed = next(text for text in programs("docs/quick_start.md") if text.startswith("# fed.py"))
+    result = run_parties({"": fed}, cwd=tmp_path, args=["--seed=1"])["script"]
+    assert result.returncode == 0, result.output
+    losses = logged(result.output, "loss")
+    assert len(losses) == 4 and losses[-1] < 0.25  # before the first step: about 0.7
+    assert "MiB of constants" not in result.output
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_to_files_of_the_project_hold(page: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
