@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import time
 
 from efl.errors import EflError, HandshakeError, LinkError, PeerLost, ProtocolError
@@ -120,10 +121,16 @@ def _dial(talk: Conversation, timeout: float, passing: tuple[type[EflError], ...
     if talk.over:
         raise LinkError(f"the {talk.hello.role} has closed this channel while it looked for the {talk.partner}")
     raise PeerLost(
-        f"the {talk.hello.role} found no {talk.partner} at {address} within {timeout:g} s (last: {note}). "
+        f"the {talk.hello.role} found no {talk.partner} at {address} within {timeout:g} s (last: {_at_last(note)}). "
         "Is the "
         f"{talk.partner} started, is {address} its address, does a firewall block the port?"
     )
+
+
+def _at_last(note: str) -> str:
+    """Why the last attempt failed, without the words for a peer that there was: this one was never reached."""
+    never = re.fullmatch(r".* lost the .*?: (.*); nothing was heard of it\. .*", note, re.DOTALL)
+    return f"no connection: {never[1]}" if never else note
 
 
 def _in_short(note: str) -> str:

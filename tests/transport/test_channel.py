@@ -255,8 +255,11 @@ def test_nobody_is_there():
     address = free_address()
     with pytest.raises(
         PeerLost, match=f"the follower found no leader at {address} within 0.5 s .*UNAVAILABLE.* started"
-    ):
+    ) as caught:
         follower(address, *TENSORS).connect(0.5)
+    assert "(last: no connection: UNAVAILABLE: " in str(caught.value)
+    for untrue in (" lost ", "heard", "has ended"):  # it was never there
+        assert untrue not in str(caught.value)
 
 
 def test_who_waits_says_why_in_plain_words(caplog, monkeypatch):
