@@ -65,8 +65,8 @@ def dense_groups(features: Mapping[str, Any], columns: Mapping[str, Any], sample
       DataError: A column names a feature that there is not, or of the wrong size.
     """
     if not isinstance(columns, Mapping):
-        what = _what(columns)
-        raise ModelError(f"{sample}: columns: expected a dict of group -> list of feature columns, got {what}")
+        kind = type(columns).__name__
+        raise ModelError(f"{sample}: columns: expected a dict of group -> list of feature columns, got {kind}")
     groups = {}
     with tf.name_scope(_scope_name(sample)):
         for group, members in columns.items():
@@ -88,7 +88,9 @@ def _dense(features: Mapping[str, Any], column: Any, group: str, sample: str) ->
         with no_deprecation_warnings():
             spec = tf.feature_column.make_parse_example_spec([column])
     except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{who}: expected a tf.feature_column, got {_what(column)}") from error
+        kind = type(column).__name__
+        advice = f"; write tf.feature_column.numeric_column({column!r})" if isinstance(column, str) else ""
+        raise ModelError(f"{who}: expected a tf.feature_column, got {kind}{advice}") from error
     missing = sorted(set(spec) - set(features))
     if missing:
         there = ", ".join(map(repr, features)) or "none"

@@ -281,10 +281,14 @@ def test_a_column_without_its_feature_is_named() -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ([AGE], "columns: expected a dict of group -> list of feature columns, got list"),
+        ([AGE], "columns: expected a dict of group -> list of feature columns, got list$"),
         ({"g": []}, "group 'g': expected a name"),
         ({3: [AGE]}, "group 3: expected a name"),
-        ({"g": ["age"]}, "group 'g', column 'age': expected a tf.feature_column, got str"),
+        (
+            {"g": ["age"]},
+            r"'age': expected a tf.feature_column, got str; write tf.feature_column.numeric_column\('age'\)$",
+        ),
+        ({"g": [3]}, "group 'g', column 3: expected a tf.feature_column, got int$"),
         ({"g": [IDENTITY]}, "group 'g', column 'id': .*embedding_column or indicator_column"),
         ({"g": [fc.numeric_column("word")]}, "holds strings; a numeric column needs numbers"),
         ({"g": [fc.numeric_column("ids")]}, "is sparse; a numeric column needs a dense one"),
