@@ -80,13 +80,20 @@ class Definition:
         Without ``mode`` and ``task`` they belong to the scope in which this is called, else to TRAIN.
 
         Raises:
-          ModelError: Something in the list is not a ``tf.train.SessionRunHook``.
+          ModelError: Something in the list is not a ``tf.train.SessionRunHook``, or a ``CheckpointSaverHook`` that has
+            no saver.
         """
         if isinstance(hooks, tf.train.SessionRunHook):
             hooks = [hooks]
         for hook in hooks:
             if not isinstance(hook, tf.train.SessionRunHook):
                 raise ModelError(f"add_hooks: {hook!r:.100} is not a tf.train.SessionRunHook")
+            if isinstance(hook, tf.train.CheckpointSaverHook) and _lacks_saver(hook):
+                raise ModelError(
+                    "add_hooks: a CheckpointSaverHook without a saver, which has nothing to save with. efl saves by "
+                    "itself, with the readers' positions and at the same steps as the peer: leave the hook out and use "
+                    "fit(checkpoint_dir=..., save_checkpoint_steps=...), or give it saver=tf.train.Saver()"
+                )
         self._program(self._scope(mode, task)).hooks.extend(hooks)
 
     def add_train_op(self, train_op: Any, task: str | None = None) -> None:
@@ -163,3 +170,9 @@ class Definition:
             program.extra_ops.append(op)
         else:
             program.set_op(tf.group(program.op, op))
+
+
+def _lacks_saver(hook: tf.train.CheckpointSaverHook) -> bool:
+    # Where it is given none, the hook takes the graph's; there, only MonitoredTrainingSession would have made one.
+    given = getattr(hook, "_saver", None) or getattr(hook, "_scaffold", None)
+    return given is None and not tf.get_collection(tf.GraphKeys.SAVERS)

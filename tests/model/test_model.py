@@ -398,6 +398,15 @@ def test_several_workers_are_refused_rather_than_ignored(monkeypatch, source):
             make()
 
 
+def test_a_saver_hook_saves_or_says_that_efl_saves_by_itself(toy, tmp_path):
+    model = toy.model().compile()
+    with pytest.raises(ModelError, match=r"CheckpointSaverHook without a saver.*fit\(checkpoint_dir=..., save_check"):
+        model.add_hooks([tf.train.CheckpointSaverHook(str(tmp_path), save_steps=2)])
+    model.add_hooks([tf.train.CheckpointSaverHook(str(tmp_path), save_steps=2, saver=tf.train.Saver())])
+    model.fit(PROCEDURE.train(max_step=4))
+    assert tf.train.latest_checkpoint(str(tmp_path)).endswith("model.ckpt-4")
+
+
 def test_missing_functions_are_named(toy):
     with pytest.raises(ModelError, match="no functions yet"):
         efl.Model().compile()
