@@ -17,6 +17,8 @@ the exchange (handshake).
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,14 +33,28 @@ from efl._reader_ops import ReaderOps
 from efl._steps import Disputed, Exchange, Scope, sample_ids
 from efl._task_scope import TaskScope, current_task_scope
 from efl.errors import ConfigError, DataError, EflError, LinkError, ModelError, PeerClosed
-from efl.settings import ROLES, check_clear_text
-from efl.transport import Channel, Endpoint, Hello, Limits
+from efl.settings import ROLES, check_certificates, check_clear_text
+from efl.transport import Channel, Endpoint, Hello, Limits, Tls, handshake
 
 if TYPE_CHECKING:
     from efl.hooks.communicator_hook import CommunicatorHook
 
+_log = logging.getLogger("efl")
 _PEER = {"leader": "follower", "follower": "leader"}
 _SETTLE_SECONDS = 2.0
+_TELL_SECONDS = 5.0  # both parties are usually started together
+
+
+def _certificates(my_certs: str | None, my_key: str | None, peer_certs: str | None, peer_name: str) -> Tls | None:
+    """Which files, where they are given; reads them, so that a wrong one is told before the data is read."""
+    given = {"my_certs": my_certs, "my_key": my_key, "peer_certs": peer_certs}
+    if not check_certificates(given):
+        return None
+    from efl.transport import tls  # takes 80 ms, which clear text need not pay
+
+    files = Tls(os.fspath(my_certs or ""), os.fspath(my_key or ""), os.fspath(peer_certs or ""), peer_name)
+    tls.load(files)
+    return files
 
 
 class Communicator:
@@ -55,9 +71,14 @@ class Communicator:
       connect_timeout: Seconds to wait for the peer at the start.
       limits: Bounds on what a peer may send.
       insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
+      my_certs: File of this party's certificate (PEM); with ``my_key`` and ``peer_certs`` the connection is encrypted.
+      my_key: File of its private key.
+      peer_certs: File of the authorities by which the peer is recognised.
+      peer_name: Name that the peer's certificate must carry; the peer's role by default.
 
     Raises:
-      ConfigError: Unknown role, the address that the role needs is missing, or it is beyond this machine.
+      ConfigError: Unknown role, the address that the role needs is missing, it is beyond this machine in clear text, or
+        certificates that cannot be used.
     """
 
     def __init__(
@@ -73,6 +94,10 @@ class Communicator:
         connect_timeout: float = 600.0,
         limits: Limits | None = None,
         insecure: bool = False,
+        my_certs: str | None = None,
+        my_key: str | None = None,
+        peer_certs: str | None = None,
+        peer_name: str | None = None,
     ) -> None:
         if federal_role not in ROLES:
             raise ConfigError(f"federal_role={federal_role!r}: expected 'leader' or 'follower'")
@@ -87,8 +112,10 @@ class Communicator:
         ):
             if count is not None and count < 1:
                 raise ConfigError(f"{option_name}={count}: expected a positive number or None")
-        self._endpoint = Endpoint(federal_role, address, listen=federal_role == "leader")
-        check_clear_text(federal_role, peer_addr, local_addr, insecure)
+        tls = _certificates(my_certs, my_key, peer_certs, peer_name or _PEER[federal_role])
+        self._endpoint = Endpoint(federal_role, address, federal_role == "leader", tls)
+        if tls is None:
+            check_clear_text(federal_role, peer_addr, local_addr, insecure)
         self.federal_role = federal_role
         self.peer_role = _PEER[federal_role]
         self.exchange = Exchange(
@@ -329,6 +356,22 @@ class Communicator:
             raise LinkError(f"{self.peer_role} sent no nonce in its handshake: not an efl of this version")
         self.exchange.start(sample_ids.derive_key([nonce.encode(), peer_nonce.encode()]))
         return peer.facts
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Tells the peer that this party failed before it could begin, if the peer is there within a few seconds.
+
+        Otherwise it would wait for somebody who will never come. It learns what ``abort`` would tell it.
+
+        Args:
+          error: What happened.
+        """
+        _log.error("%s could not begin: %s: %s", self.federal_role, type(error).__name__, error)
+        _log.info("%s: looking for the %s, to tell it", self.federal_role, self.peer_role)
+        channel = Channel(self._endpoint, Hello(self.federal_role, facts=handshake.failure_facts(error)), self._limits)
+        # Told, the handshake is refused; or there is nobody to tell. Whatever it is, ``error`` matters more.
+        with contextlib.suppress(Exception):
+            channel.connect(min(_TELL_SECONDS, self._connect_timeout))
+        channel.close(0.0)
 
     def initialize(self, sess: tf.Session) -> None:
         """Connects if that was not done yet, binds the receiving ends to a session, and begins the first step.

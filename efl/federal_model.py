@@ -77,6 +77,10 @@ class FederalModel(Model):
             connect_timeout=settings.connect_timeout,
             limits=Limits(peer_timeout=settings.peer_timeout, **size),
             insecure=settings.insecure,
+            my_certs=settings.my_certs,
+            my_key=settings.my_key,
+            peer_certs=settings.peer_certs,
+            peer_name=settings.peer_name,
         )
         self._pace = self._communicator.exchange
         self._send_ops: dict[TaskScope, list[tf.Operation]] = {}
@@ -195,6 +199,9 @@ class FederalModel(Model):
             raise ModelError(f"{what}: require_grad=True in {scope}: there are no gradients in evaluation")
         if require_grad and not dtype.is_floating:
             raise ModelError(f"{what}: require_grad=True on {dtype.name}: only floating point has gradients")
+
+    def _could_not_begin(self, error: Exception) -> None:
+        self._communicator.tell_failure(error)
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
         self._communicator.send_after(scope, feature_tensors(sample))

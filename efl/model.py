@@ -111,6 +111,23 @@ class Model(Definition):
         """
         if self._compiled:
             raise ModelError("the model is compiled already")
+        try:
+            self._check_and_compile(session_config, sync_optimizer_config, opt_config)
+        except EflError as error:
+            self._could_not_begin(error)
+            raise error.with_traceback(None) from None  # the message says it; efl's own frames would bury it
+        except Exception as error:
+            self._could_not_begin(error)
+            raise
+        self._compiled = True
+        return self
+
+    def _check_and_compile(
+        self,
+        session_config: tf.ConfigProto | None,
+        sync_optimizer_config: Mapping[str, Any] | None,
+        opt_config: Mapping[str, Any] | None,
+    ) -> None:
         if session_config is not None and not isinstance(session_config, tf.ConfigProto):
             raise ConfigError(
                 f"session_config is a {type(session_config).__name__}: expected a tf.compat.v1.ConfigProto"
@@ -119,12 +136,7 @@ class Model(Definition):
             raise ConfigError("sync_optimizer_config: several workers per party do not exist yet; leave it at None")
         self._opt_config = OptConfig.parse(opt_config)
         self._session_config = session_config
-        try:
-            _compile.compile_model(self)
-        except EflError as error:
-            raise error.with_traceback(None) from None  # the message says it; efl's own frames would bury it
-        self._compiled = True
-        return self
+        _compile.compile_model(self)
 
     def fit(
         self,
@@ -353,6 +365,9 @@ class Model(Definition):
         return tuple(feeds), tuple(np.asarray(v, f.dtype.as_numpy_dtype) for f, v in feeds.items())
 
     # What a federation adds to compiling; a model alone exchanges nothing.
+
+    def _could_not_begin(self, error: Exception) -> None:
+        pass
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
         pass

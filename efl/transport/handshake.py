@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from efl.errors import ConfigError, ProtocolError
+from efl.errors import ConfigError, EflError, ProtocolError
 from efl.transport import codec
 from efl.transport.frame import MAX_NDIM, PROTOCOL_VERSION
 from efl.transport.limits import Limits
@@ -24,7 +24,10 @@ JSON = Any  # None, bool, int, float, str, lists and dicts (with str keys) of th
 PARTNERS = {"leader": "follower", "follower": "leader"}
 #: Name of what a model sends in a scope in which it has nothing of its own to send.
 TOKEN = "pace"
+#: The fact that says that a party has failed, and with what.
+FAILED = "failed"
 MAX_HELLO_BYTES = 8 << 20
+_FAILURE_LENGTH, _NAME_LENGTH = 4000, 80
 _MAX_DIMENSION = 1 << 40
 
 
@@ -115,8 +118,28 @@ def disagreements(mine: Hello, peer: Hello) -> list[str]:
         if hello.role not in PARTNERS:
             return [f"role {hello.role!r} is unknown; expected 'leader' or 'follower'"]
     first, second = sorted((mine, peer), key=lambda h: h.role, reverse=True)  # leader first
+    failures = [_failure(hello) for hello in (first, second) if FAILED in hello.facts]
+    if failures:
+        return failures  # of a program that failed before it was complete, nothing else is worth comparing
     tensors, terms = _tensor_disagreements(first, second), _term_disagreements(first, second)
     return [*(found.text for found in _causes(tensors, terms, (first, second))), *terms]
+
+
+def failure_facts(error: BaseException) -> dict[str, JSON]:
+    """The facts of a party that has failed before it could begin; its hello says only this.
+
+    The peer learns the type of the error, and the text of one of efl's own (the texts of others may quote data).
+    """
+    text = str(error) if isinstance(error, EflError) else ""
+    return {FAILED: {"type": type(error).__name__, "text": text[:_FAILURE_LENGTH]}}
+
+
+def _failure(hello: Hello) -> str:
+    told = hello.facts[FAILED]
+    kind, text = (told.get("type"), told.get("text")) if isinstance(told, dict) else (None, None)
+    kind = kind[:_NAME_LENGTH] if isinstance(kind, str) and kind else "an error"
+    text = text[:_FAILURE_LENGTH] if isinstance(text, str) and text else "its own log says why"
+    return f"the {hello.role} could not begin: {kind}: {text}"
 
 
 def sorted_pair(what: str, mine: Hello, peer: Hello, my_value: object, peer_value: object) -> list[str]:

@@ -59,6 +59,81 @@ def test_a_different_exchange_is_named_on_both_sides(tmp_path, edit_leader, edit
     refused(tmp_path, leader, follower, *messages)
 
 
+NOT_BUILT = {
+    "input_fn": (
+        ("lambda m, mode: sample(m, batch, ROLE)", "lambda m, mode: batch"),
+        "ModelError: input_fn of the model for TRAIN returned a tuple: expected an efl.Sample or efl.FederalSample",
+    ),
+    "column": (
+        (
+            "sample(m, batch, ROLE)",
+            "efl.Sample({'x': batch[0]}, {'x': [tf.feature_column.numeric_column('age')]}, name='mine')",
+        ),
+        "DataError: mine: group 'x', column 'age' needs the feature 'age'; the features are: 'x'",
+    ),
+    "folder": (
+        (
+            "sample(m, batch, ROLE)",
+            "(lambda r: (r.fixedlen_feature('x', 4), r.read()))"
+            "(efl.data.FederalDataIO('nowhere', 4, m.communicator, ROLE, 0, 1))",
+        ),
+        "DataError: 'nowhere' is not a folder",
+    ),
+    "optimizer": (
+        (".optimizer_fn(optimizer())", ""),
+        "ModelError: the model has a loss_fn and trainable variables but no optimizer_fn",
+    ),
+    "option": (
+        ("compile()", "compile(opt_config={'REDUSE': 'sum'})"),
+        "ConfigError: opt_config has unknown keys REDUSE",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("failing", "case"),
+    [
+        ("leader", "input_fn"),
+        ("follower", "input_fn"),
+        ("follower", "column"),
+        ("leader", "folder"),
+        ("follower", "optimizer"),
+        ("leader", "option"),
+    ],
+)
+def test_a_party_that_cannot_be_built_tells_the_other(tmp_path, failing, case):
+    edit, message = NOT_BUILT[case]
+    code = {"leader": LEADER, "follower": FOLLOWER}
+    code[failing] = code[failing].replace(*edit)
+    assert code[failing] not in (LEADER, FOLLOWER)
+    results = run_both(tmp_path, code["leader"], code["follower"], expect=(1, 1), timeout=40)
+    other = results["follower" if failing == "leader" else "leader"].output
+    own = results[failing].output
+    assert f"{failing} could not begin: {message}" in own
+    assert f"efl.errors.{message}" in own.splitlines()[-1]
+    assert f"the {failing} could not begin: {message}" in other
+    assert "HandshakeError" in other
+
+
+def test_an_error_in_a_users_function_is_told_by_its_type(tmp_path):
+    follower = FOLLOWER.replace("    return h\n", "    raise KeyError('secret value 4711')\n")
+    results = run_both(tmp_path, LEADER, follower, expect=(1, 1), timeout=40)
+    assert "secret value 4711" in results["follower"].output
+    assert "the follower could not begin: KeyError: its own log says why" in results["leader"].output
+    assert "4711" not in results["leader"].output
+
+
+def test_a_party_that_cannot_be_built_does_not_wait_long_for_somebody_to_tell(tmp_path):
+    leader = "import time\n" + LEADER.replace("model.compile()", "begun = time.monotonic()\ntry:\n    model.compile()\n"
+        "finally:\n    print('gave up after', time.monotonic() - begun)\nmodel"
+    ).replace(".optimizer_fn(optimizer())", "")  # fmt: skip
+    results = run_both(tmp_path, leader, "pass\n", end="", expect=(1, 0))
+    output = results["leader"].output
+    assert "but no optimizer_fn" in output.splitlines()[-1]
+    assert output.index("leader could not begin") < output.index("gave up after")
+    assert 4 < float(re.findall(r"gave up after ([\d.]+)", output)[0]) < 12  # 5 s, and what a busy machine adds
+
+
 def test_two_leaders(tmp_path):
     # Both dial or listen as the role says, so two followers meet nobody and two leaders want one port.
     leader = LEADER.replace("efl.FederalModel()", "efl.FederalModel(connect_timeout=3.0)")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efl.errors import ConfigError, ProtocolError
+from efl.errors import ConfigError, DataError, ProtocolError
 from efl.transport import Endpoint, Hello, Limits, TensorSpec, disagreements, handshake
 from tests.transport.peers import mirrored, receives, sends
 
@@ -57,6 +57,30 @@ def test_a_hello_survives_the_wire_and_agrees_with_its_mirror(hello):
 def test_both_parties_find_the_same_disagreements(one, tensors, terms):
     two = Hello("follower", tensors, terms)
     assert disagreements(one, two) == disagreements(two, one)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (DataError("'x' is no folder"), "the leader could not begin: DataError: 'x' is no folder"),
+        (KeyError("secret"), "the leader could not begin: KeyError: its own log says why"),
+    ],
+)
+def test_a_party_that_failed_says_only_that(error, expected):
+    hello = Hello("leader", facts=handshake.failure_facts(error))
+    other = Hello("follower", (BASE,), {"procedure": "train"})
+    told, _ = handshake.parse(handshake.to_bytes(hello, Limits()), Limits())
+    assert disagreements(told, other) == disagreements(other, told) == [expected]
+    both = Hello("follower", facts=handshake.failure_facts(ValueError("y")))
+    assert disagreements(both, told) == [expected, "the follower could not begin: ValueError: its own log says why"]
+
+
+@pytest.mark.parametrize("told", [None, [], "x", {}, {"type": 3, "text": []}, {"type": "", "text": ""}])
+def test_a_failure_in_a_form_of_its_own_is_still_one(told):
+    reasons = disagreements(Hello("leader", facts={"failed": told}), Hello("follower"))
+    assert reasons[0].startswith("the leader could not begin: ")
+    long = Hello("leader", facts={"failed": {"type": "E" * 9999, "text": "x" * 99999}})
+    assert len(disagreements(long, Hello("follower"))[0]) < 5000
 
 
 BASE = sends("train/fc1", shape=(256, 128), mode="train")
