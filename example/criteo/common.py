@@ -23,13 +23,15 @@ def flags(doc: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--data_dir", type=Path, default=Path("."), help="where leader_train/ and so on lie (default: .)"
     )
-    parser.add_argument("--batch_size", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning_rate", type=float, default=0.1)
-    parser.add_argument("--train_step", type=int, default=100, help="training steps of an iteration (default: 100)")
-    parser.add_argument("--eval_step", type=int, help="batches of an evaluation (default: all test data)")
+    parser.add_argument("--train_step", type=int, default=20, help="training steps of an iteration (default: 20)")
+    parser.add_argument(
+        "--eval_step", type=int, default=50, help="batches of an evaluation, at most all test data (default: 50)"
+    )
     parser.add_argument("--max_iter", type=int, help="iterations (default: until the training data ends)")
-    parser.add_argument("--log_step", type=int, default=50)
+    parser.add_argument("--log_step", type=int, default=20)
     return parser.parse_known_args()[0]
 
 
@@ -40,9 +42,13 @@ def procedure(options: argparse.Namespace) -> efl.procedure_fn.Procedure:
     )
 
 
+def need(path: Path) -> Path:
+    """Returns a path that ``generate_data.py`` has made; ends the program, saying so, if it has not."""
+    if not path.exists():
+        sys.exit(f"{path} is missing: run generate_data.py first, or point --data_dir at its --out")
+    return path
+
+
 def read_id_nums(options: argparse.Namespace) -> list[int]:
     """Reads the sizes of the embedding tables, which ``generate_data.py`` wrote."""
-    path = options.data_dir / "id_nums.json"
-    if not path.is_file():
-        sys.exit(f"{path} is missing: run generate_data.py first, or point --data_dir at its --out")
-    return json.loads(path.read_text())
+    return json.loads(need(options.data_dir / "id_nums.json").read_text())

@@ -16,6 +16,8 @@ import efl
 
 FLAGS = common.flags(__doc__)
 
+for part in ("train", "test"):
+    common.need(FLAGS.data_dir / f"follower_{part}")
 id_nums = common.read_id_nums(FLAGS)
 
 

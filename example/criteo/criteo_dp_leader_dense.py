@@ -14,6 +14,9 @@ import efl
 
 FLAGS = common.flags(__doc__)
 
+for part in ("train", "test"):
+    common.need(FLAGS.data_dir / f"leader_{part}")
+
 
 def input_fn(model, mode):
     training = mode == efl.MODE.TRAIN

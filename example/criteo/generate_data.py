@@ -122,50 +122,63 @@ def read_rows(path: Path, limit: int | None = None) -> Iterator[Row]:
     Raises:
       ValueError: A row has not 40 fields, or a field is no number; names file and line.
     """
+    separator, read = None, 0
+    for line, text in enumerate(_lines(path), 1):
+        if limit is not None and read >= limit:
+            return
+        if separator is None:
+            separator = "\t" if "\t" in text else ","
+            if text.startswith("label"):
+                continue
+        fields = text.rstrip("\r\n").split(separator)
+        if len(fields) != _FIELDS:
+            raise ValueError(f"{path}, line {line}: {len(fields)} fields, expected {_FIELDS} (label, I1-I13, C1-C26)")
+        try:
+            label = float(fields[0])
+            numbers = [float(fields[i]) if fields[i] else math.nan for i in KEPT_NUMBERS]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+        if label not in (0, 1) or any(math.isinf(x) for x in numbers):
+            raise ValueError(f"{path}, line {line}: a label other than 0 and 1, or an infinite number")
+        yield Row(int(label), numbers, [fields[13 + i] or MISSING for i in KEPT_CATEGORIES])
+        read += 1
+
+
+def _lines(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        separator, read = None, 0
-        for line, text in enumerate(file, 1):
-            if limit is not None and read >= limit:
-                return
-            if separator is None:
-                separator = "\t" if "\t" in text else ","
-                if text.startswith("label"):
-                    continue
-            fields = text.rstrip("\r\n").split(separator)
-            if len(fields) != _FIELDS:
-                raise ValueError(
-                    f"{path}, line {line}: {len(fields)} fields, expected {_FIELDS} (label, I1-I13, C1-C26)"
-                )
-            try:
-                label = float(fields[0])
-                numbers = [float(fields[i]) if fields[i] else math.nan for i in KEPT_NUMBERS]
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line}: {error}") from None
-            if label not in (0, 1) or any(math.isinf(x) for x in numbers):
-                raise ValueError(f"{path}, line {line}: a label other than 0 and 1, or an infinite number")
-            yield Row(int(label), numbers, [fields[13 + i] or MISSING for i in KEPT_CATEGORIES])
-            read += 1
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: no text in the Criteo format: it holds bytes that are no UTF-8") from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def find_files(data: Path) -> tuple[Path, Path | None]:
     """Returns the training file and, if the folder has one with labels, the test file.
 
     Args:
-      data: A file, or a folder that holds one named ``train.txt``, ``*train*`` or, alone, anything ``.txt``
-        or ``.csv``.
+      data: A file, or a folder that holds one named ``train.txt``, ``*train*`` or, alone, anything; in a folder only
+        names that end in ``.txt``, ``.csv`` or ``.tsv``, with ``.gz`` or without, are looked at.
 
     Raises:
       FileNotFoundError: There is nothing to read.
     """
+    if not data.exists():
+        raise FileNotFoundError(f"{data} does not exist")
     if data.is_file():
         return data, None
-    tables = sorted(p for pattern in ("*.txt", "*.csv", "*.tsv", "*.gz") for p in data.glob(pattern))
+    ends = [end + gz for end in (".txt", ".csv", ".tsv") for gz in ("", ".gz")]
+    tables = sorted(p for p in data.iterdir() if p.name.endswith(tuple(ends)) and p.is_file())
     trains = [p for p in tables if p.name.startswith("train.txt")] or [p for p in tables if "train" in p.name]
     if not trains:
         readable = [p for p in tables if not p.name.lower().startswith(("readme", "license"))]
         if len(readable) != 1:
-            raise FileNotFoundError(f"{data}: no train.txt, no *train* file, and not one single .txt or .csv file")
+            raise FileNotFoundError(
+                f"{data}: expected train.txt, a *train* file, or one single file whose name ends in {', '.join(ends)}; "
+                "--data may also name the file itself"
+            )
         return readable[0], None
     test = trains[0].with_name(trains[0].name.replace("train", "test"))
     # Kaggle's test.txt has no labels: it is of no use here.
@@ -309,9 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
         for part, writer in writers.items():
             writer.close()
             print(f"{part}: {counts[part]} rows -> {options.out}/{{leader,follower}}_{part}")
-    except UnicodeDecodeError as error:
-        sys.exit(f"generate_data.py: {options.data}: no text in the Criteo format ({error})")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"generate_data.py: {error}")
     (options.out / "id_nums.json").write_text(json.dumps(statistics.id_nums) + "\n")
     print(f"id_nums.json: {statistics.id_nums}")

@@ -160,8 +160,24 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         _generate(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(gzip.compress(bytes(range(256))), "no text in the Criteo format"), (b"0\t1", "Not a gzipped file")],
+)
+def test_a_zipped_file_that_is_no_table_is_named(tmp_path, content, message):
+    (tmp_path / "train.txt.gz").write_bytes(content)
+    with pytest.raises(SystemExit, match=f"generate_data.py: .*train.txt.gz: {message}"):
+        _generate(tmp_path, tmp_path / "out")
+
+
 def test_nothing_to_read_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="no train.txt"):
+    with pytest.raises(SystemExit, match="generate_data.py: .*nowhere does not exist$"):
+        _generate(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(SystemExit, match="expected train.txt"):
+        _generate(tmp_path, tmp_path / "out")
+    for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "train.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"\x00\x00\x08\xff"))
+    with pytest.raises(SystemExit, match="expected train.txt, .*--data may also name the file itself"):
         _generate(tmp_path, tmp_path / "out")
     (tmp_path / "train.txt").write_text(_text(_rows(5)))  # too few for a test row
     with pytest.raises(SystemExit, match="5 rows to train on and 0 to test on"):

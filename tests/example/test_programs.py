@@ -132,11 +132,20 @@ def test_criteo_parties_learn(tmp_path):
     assert {entry["loss"] for entry in _log(outputs["follower"], "train")} == {"-"}
 
 
-def test_criteo_says_what_to_do_without_data(tmp_path):
-    script = CRITEO / "criteo_dp_follower_dense.py"
-    result = run_parties({"follower": script}, cwd=tmp_path)["follower"]
+def test_criteo_evaluates_several_times_unless_told_otherwise(tmp_path):
+    generate_data = load(CRITEO / "generate_data.py")
+    line = "{}\t" + "\t".join(["{}"] * 13 + ["a"] * 26) + "\n"
+    (tmp_path / "train.txt").write_text("".join(line.format(i % 2, *[i % 2] * 13) for i in range(2000)))
+    generate_data.main(["--data", str(tmp_path / "train.txt"), "--out", str(tmp_path)])
+    outputs = _together(CRITEO / "criteo_dp_leader_dense.py", CRITEO / "criteo_dp_follower_dense.py", tmp_path)
+    assert [entry["step"] for entry in _log(outputs["leader"], "eval")] == ["20", "40", "60", "72"]
+
+
+@pytest.mark.parametrize("role", ["leader", "follower"])
+def test_criteo_says_what_to_do_without_data(tmp_path, role):
+    result = run_parties({role: CRITEO / f"criteo_dp_{role}_dense.py"}, cwd=tmp_path)[role]
     assert result.returncode != 0
-    assert "id_nums.json is missing: run generate_data.py first" in result.output
+    assert f"{role}_train is missing: run generate_data.py first" in result.output
 
 
 @pytest.mark.parametrize(
