@@ -80,6 +80,8 @@ class Run:
         self._began_cold = False
         self._began_at = 0
         self._peer_saves = False
+        # Here, since other threads, which ask for the facts too, have another default graph.
+        self._inputs = _readers.kept_inputs(model._programs.values())
         logs = Path(settings.log_dir) / self._role if settings.log_dir else folder / "logs" if folder else None
         model.history = []
         self.reporter = Reporter(
@@ -206,7 +208,7 @@ class Run:
             save_steps=self._save_steps if self._store else None,
             steps_trained=model.steps_trained if model.in_step else 0,
             warm=model.in_step,
-            inputs=_readers.kept_inputs(model._programs.values()),
+            inputs=self._inputs,
             run=secrets.token_hex(8),
             seed=None if self._role == "follower" else shared_seed(self._own_seed()),
         )
@@ -297,7 +299,7 @@ class Run:
             raw = model.session.raw_session()
             raw.run([tf.global_variables_initializer(), tf.local_variables_initializer(), tf.tables_initializer()])
             model._apply_initial_weights(raw)
-            model.steps_trained = 0
+            model.steps_trained, self._saved = 0, None
         raw = model.session.raw_session()
         model.stage_mgr.reset()
         if start.restore is not None:

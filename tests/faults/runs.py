@@ -1,0 +1,224 @@
+"""Runs of two parties that die when they are told to, and the driver that starts them again.
+
+A party dies by its own hand (kill -9) at an exact place: ``Death("after", "train", 7)`` when step 7 is done,
+``"within"`` between what it sends and what comes back, ``"saving"`` while it writes the checkpoint that follows step 7.
+Each death happens once; the process that is started in its place goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.data.records import example, write
+from tests.parties import Party, free_address, start_party
+
+_ROOT = Path(__file__).resolve().parents[2]
+ROWS, BATCH = 120, 10
+
+PROLOGUE = """
+import json, os, signal
+import numpy as np
+import efl
+import tensorflow.compat.v1 as tf
+from tests.federation.problem import dense, cross_entropy, own_argument, start_value
+
+ROLE = own_argument("federal_role")
+DEATHS = f"deaths-{ROLE}.json"
+
+def die(where, mode, step):
+    deaths = json.load(open(DEATHS)) if os.path.exists(DEATHS) else []
+    this = {"where": where, "mode": mode, "step": int(step)}
+    if this in deaths:
+        deaths.remove(this)
+        json.dump(deaths, open(DEATHS, "w"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def within(tensor, mode):
+    # A place in the graph between what this party sends and what it gets back.
+    def look(value, step):
+        die("within", mode, step + 1)
+    looked = tf.numpy_function(look, [tensor, tf.train.get_global_step()], [])
+    with tf.control_dependencies([looked]):
+        return tf.identity(tensor)
+
+class Mortal(tf.train.SessionRunHook):
+    def __init__(self, mode):
+        self.mode = mode
+        self.seen = 0
+    def before_run(self, context):
+        return tf.train.SessionRunArgs(tf.train.get_global_step())
+    def after_run(self, context, values):
+        self.seen += 1
+        die("after", self.mode, model.steps_trained + 1 if self.mode == "train" else self.seen)
+
+import efl._checkpoint as checkpoint
+_plain = checkpoint._digest
+def _digest(path):
+    if path.parent.name.startswith(".writing"):
+        die("saving", "train", model.steps_trained)
+    return _plain(path)
+checkpoint._digest = _digest
+
+def reader(m, mode, epochs):
+    dataio = efl.data.FederalDataIO(
+        f"{ROLE}_data", BATCH, m.communicator, m.federal_role, 0, 1, num_epochs=epochs, data_mode="local",
+        name=mode.value, shuffle=mode is efl.MODE.TRAIN, seed=5)
+    dataio.fixedlen_feature("sample_id", 1, dtype=tf.int64)
+    dataio.fixedlen_feature("x", 4)
+    if ROLE == "leader":
+        dataio.fixedlen_feature("label", 1, dtype=tf.int64)
+    else:
+        dataio.varlen_feature("words", dtype=tf.int64)
+    return dataio.read()
+""".replace("BATCH", str(BATCH))
+
+NET = """
+def input_fn(m, mode):
+    features = reader(m, mode, EPOCHS)
+    columns = {"x": [tf.feature_column.numeric_column("x", 4)]}
+    if ROLE == "leader":
+        columns["label"] = [tf.feature_column.numeric_column("label", 1)]
+    else:
+        words = tf.feature_column.categorical_column_with_identity("words", 20)
+        columns["emb"] = [tf.feature_column.embedding_column(
+            words, 3, initializer=tf.constant_initializer(start_value("emb", (20, 3))))]
+    return efl.FederalSample(features, columns, m.federal_role, m.communicator, sample_id_name="sample_id")
+
+def net(m, s, training):
+    mode = "train" if training else "eval"
+    if ROLE == "follower":
+        own = dense(tf.concat([s["x"], s["emb"]], axis=1), 7, 5, "own", tf.nn.relu)
+        m.send("own", own, require_grad=training)
+        return own
+    other = tf.reshape(m.recv("own", require_grad=training), [-1, 5])
+    if training:
+        other = within(other, mode)
+    h = tf.concat([dense(s["x"], 4, 5, "own", tf.nn.relu), other], axis=1)
+    logits = dense(h, 10, 3, "top")
+    label = tf.reshape(tf.cast(s["label"], tf.int64), [-1])
+    m.add_metric("accuracy", tf.metrics.accuracy(label, tf.argmax(logits, axis=1)), efl.MODE(mode))
+    return cross_entropy(s["label"], logits)
+
+model = efl.FederalModel(peer_timeout=60.0, seed=3)
+model.input_fn(input_fn).loss_fn(lambda m, s: net(m, s, True)).optimizer_fn(
+    efl.optimizer_fn.optimizer_setter(OPTIMIZER))
+if EVALUATE:
+    model.eval_fn(lambda m, s: tf.reduce_mean(net(m, s, False)))
+    model.add_hooks([Mortal("eval")], mode=efl.MODE.EVAL)
+model.add_hooks([Mortal("train")], mode=efl.MODE.TRAIN)
+model.compile()
+model.fit(PROCEDURE, log_step=5, checkpoint_dir="checkpoints", save_checkpoint_steps=SAVE)
+np.savez(f"{ROLE}.npz", **model.get_weights())
+json.dump(model.history, open(f"{ROLE}.json", "w"))
+"""
+
+
+@dataclass(frozen=True)
+class Death:
+    """Where a party dies."""
+
+    where: str  # after, within, saving
+    mode: str
+    step: int
+
+
+def write_data(folder: Path) -> None:
+    """Records of both parties, in files of the same names."""
+    rng = np.random.RandomState(2)
+    x = rng.uniform(-1, 1, (ROWS, 8)).astype(np.float32)
+    label = (x @ rng.uniform(-1, 1, (8, 3))).argmax(1)
+    for part in range(3):
+        rows = range(part, ROWS, 3)
+        for role, columns in (("leader", slice(0, 4)), ("follower", slice(4, 8))):
+            more = [
+                {"label": int(label[i])} if role == "leader" else {"words": rng.randint(0, 20, 1 + i % 3)} for i in rows
+            ]
+            records = [example({"sample_id": i, "x": x[i, columns], **m}) for i, m in zip(rows, more)]
+            write(folder / f"{role}_data" / f"part-{part}.tfrecord", records)
+
+
+def program(procedure: str, optimizer: str, epochs: int = 40, save: int = 3, evaluate: bool = False) -> str:
+    """The script of both parties."""
+    settings = {"PROCEDURE": procedure, "OPTIMIZER": optimizer, "EPOCHS": epochs, "SAVE": save, "EVALUATE": evaluate}
+    text = NET
+    for name, value in settings.items():
+        text = text.replace(name, str(value))
+    return PROLOGUE + text
+
+
+class Federation:
+    """Both parties' processes, started again whenever one has died."""
+
+    def __init__(self, folder: Path, script: str, address: str | None = None, dial: str | None = None) -> None:
+        self.folder = folder
+        self._script = script
+        self._address = address or free_address()
+        self._dial = dial or self._address
+        self.starts = {"leader": 0, "follower": 0}
+        self.outputs: dict[str, list[str]] = {"leader": [], "follower": []}
+        self.parties: dict[str, Party] = {}
+
+    def start(self, role: str) -> None:
+        """Starts (again) one party."""
+        self.starts[role] += 1
+        address = self._address if role == "leader" else self._dial
+        env = {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+        self.parties[role] = start_party(role, self._script, cwd=self.folder, address=address, env=env)
+
+    def run(self, deaths: dict[str, list[Death]], timeout: float = 240.0) -> None:
+        """Runs to the end, starting again who was killed. Fails where a party ends otherwise than killed or well."""
+        for role, planned in deaths.items():
+            (self.folder / f"deaths-{role}.json").write_text(json.dumps([asdict(d) for d in planned]))
+        for role in ("leader", "follower"):
+            self.start(role)
+        limit = time.monotonic() + timeout
+        try:
+            while any(party.returncode is None for party in self.parties.values()) or self._revive():
+                assert time.monotonic() < limit, f"still running after {timeout} s:\n{self.told()}"
+                time.sleep(0.02)
+                self._revive()
+        finally:
+            for party in self.parties.values():
+                party.kill()
+        codes = {role: party.returncode for role, party in self.parties.items()}
+        assert codes == {"leader": 0, "follower": 0}, self.told()
+
+    def _revive(self) -> bool:
+        revived = False
+        for role, party in list(self.parties.items()):
+            if party.returncode == -signal.SIGKILL:
+                self.outputs[role].append(party.output)
+                self.start(role)
+                revived = True
+        return revived
+
+    def told(self) -> str:
+        """What the parties have written."""
+        return "\n".join(
+            f"--- {role}, start {number + 1}:\n{text[-6000:]}"
+            for role, party in self.parties.items()
+            for number, text in enumerate([*self.outputs[role], party.output])
+        )
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """Final weights of both parties."""
+    found = {}
+    for role in ("leader", "follower"):
+        with np.load(folder / f"{role}.npz") as held:
+            found.update({f"{role}/{name}": held[name] for name in held.files})
+    return found
+
+
+def assert_bit_equal(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Every weight is the same to the last bit."""
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name].view(np.uint8), value.view(np.uint8), err_msg=name)
