@@ -38,6 +38,10 @@ class LinkError(EflError):
     """Base of everything that ends the conversation with a peer."""
 
 
+class TlsError(LinkError):
+    """A certificate that one of the parties does not accept, or one that speaks TLS to one that speaks clear text."""
+
+
 class HandshakeError(LinkError):
     """The parties disagree on what they are about to run; the message lists every disagreement."""
 

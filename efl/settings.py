@@ -45,7 +45,7 @@ _VARIABLES = {
     "peer_certs": "EFL_PEER_CERTS_FILENAME",
     "peer_name": "EFL_SSL_TARGET_NAME_OVERRIDE",
 }
-_TLS_FIELDS = tuple(_VARIABLES)
+_TLS_FILES = ("my_certs", "my_key", "peer_certs")
 _WHOLE = (str, numbers.Integral)
 _REAL = (str, numbers.Real)
 _WORKER_TYPES = ("chief", "master", "worker")
@@ -74,10 +74,11 @@ class Settings:
       keep_checkpoints: How many checkpoints are kept.
       max_message_bytes: Largest message that is sent or accepted, in bytes; ``None``: the transport's own bound.
       insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
-      my_certs: File of this party's certificate chain (PEM).
-      my_key: File of this party's private key (PEM).
-      peer_certs: File of the certificates by which the peer is recognised (PEM).
-      peer_name: Name that the peer's certificate must carry.
+      my_certs: File of this party's certificate, and of what leads from it to an authority that the peer knows (PEM).
+        With it, ``my_key`` and ``peer_certs`` the connection is encrypted, and each party proves who it is.
+      my_key: File of the certificate's private key (PEM, without a passphrase).
+      peer_certs: File of the authorities, or certificates, by which the peer is recognised (PEM).
+      peer_name: Name that the peer's certificate must carry; ``None``: the peer's role.
 
     Raises:
       ConfigError: A value that efl cannot work with.
@@ -159,15 +160,32 @@ class Settings:
         return cls(**given)
 
     def _check_security(self) -> None:
-        tls = [f"{name} ({_VARIABLES[name]})" for name in _TLS_FIELDS if getattr(self, name)]
-        if tls:
-            raise ConfigError(
-                f"certificates are configured ({', '.join(tls)}), but this version of efl cannot encrypt its "
-                "connection yet and will not run in clear text instead; remove them, and connect the machines "
-                "through an encrypted tunnel (ssh -L, WireGuard)"
-            )
-        if self.federal_role:
+        encrypted = check_certificates({name: getattr(self, name) for name in _VARIABLES})
+        if self.federal_role and not encrypted:
             check_clear_text(self.federal_role, self.peer_addr, self.local_addr, self.insecure)
+
+
+def check_certificates(given: Mapping[str, str | None]) -> bool:
+    """Refuses certificates of which a part is missing: half of them protect nothing.
+
+    Args:
+      given: ``my_certs``, ``my_key``, ``peer_certs`` and ``peer_name``.
+
+    Returns:
+      Whether the connection is to be encrypted.
+
+    Raises:
+      ConfigError: Some are given, but not all three files.
+    """
+    missing = [name for name in _TLS_FILES if not given.get(name)]
+    some = [name for name in _VARIABLES if given.get(name)]
+    if missing and some:
+        raise ConfigError(
+            f"{' and '.join(some)} given, but not {' and '.join(f'{name} ({_VARIABLES[name]})' for name in missing)}: "
+            "an encrypted connection needs this party's certificate (my_certs), its key (my_key) and the peer's "
+            "authority (peer_certs); give all three files, or none for clear text. `efl certs` makes some to try with"
+        )
+    return not missing
 
 
 def check_clear_text(federal_role: str, peer_addr: str, local_addr: str, insecure: bool) -> None:
@@ -187,8 +205,8 @@ def check_clear_text(federal_role: str, peer_addr: str, local_addr: str, insecur
     if not insecure and not _is_loopback(_split_address(address)[0]):
         raise ConfigError(
             f"{name}={address!r}: {federal_role} would {verb} an address beyond this machine in clear text, readable "
-            "and changeable by everybody on the way; use an encrypted tunnel to a localhost address, or say "
-            "insecure=True (--insecure, EFL_INSECURE=1) if the network is trusted"
+            "and changeable by everybody on the way; give certificates (my_certs, my_key, peer_certs), use a "
+            "tunnel to a localhost address, or say insecure=True (--insecure, EFL_INSECURE=1) if the network is trusted"
         )
 
 

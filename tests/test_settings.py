@@ -186,21 +186,32 @@ def test_an_address_that_a_role_does_not_use_is_no_danger() -> None:
     assert load("--federal_role=leader", "--peer_addr=bank.example:1").peer_addr == "bank.example:1"
 
 
-@pytest.mark.parametrize(
-    ("variable", "field"),
-    [
-        ("EFL_MY_CERTS_FILENAME", "my_certs"),
-        ("EFL_MY_KEY_FILENAME", "my_key"),
-        ("EFL_PEER_CERTS_FILENAME", "peer_certs"),
-        ("EFL_SSL_TARGET_NAME_OVERRIDE", "peer_name"),
-    ],
-)
-def test_certificates_do_not_silently_run_in_clear_text(variable: str, field: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"{field} ({variable})") + ".*cannot encrypt"):
-        load(environ={variable: "some.pem"})
-    with pytest.raises(ConfigError, match="cannot encrypt"):
+TLS_VARIABLES = {
+    "my_certs": "EFL_MY_CERTS_FILENAME",
+    "my_key": "EFL_MY_KEY_FILENAME",
+    "peer_certs": "EFL_PEER_CERTS_FILENAME",
+    "peer_name": "EFL_SSL_TARGET_NAME_OVERRIDE",
+}
+
+
+def test_certificates_come_from_every_source_and_allow_any_address() -> None:
+    files = {"my_certs": "a.pem", "my_key": "a.key", "peer_certs": "ca.pem"}
+    beyond = ["--federal_role=leader", "--local_addr=0.0.0.0:50051"]
+    by_flag = load(*beyond, *(f"--{name}={file}" for name, file in files.items()))
+    assert (by_flag.my_certs, by_flag.my_key, by_flag.peer_certs) == ("a.pem", "a.key", "ca.pem")
+    assert load(*beyond, environ={TLS_VARIABLES[name]: file for name, file in files.items()}) == by_flag
+    assert load(*beyond, **files) == by_flag
+    assert load(**files, environ={"EFL_SSL_TARGET_NAME_OVERRIDE": "bank.example"}).peer_name == "bank.example"
+
+
+@pytest.mark.parametrize("field", TLS_VARIABLES)
+def test_half_of_the_certificates_are_not_run_with(field: str) -> None:
+    missing = next(name for name in TLS_VARIABLES if name != field)
+    with pytest.raises(ConfigError, match=re.escape(f"{missing} ({TLS_VARIABLES[missing]})") + ".*all three files"):
+        load(environ={TLS_VARIABLES[field]: "some.pem"})
+    with pytest.raises(ConfigError, match=f"^{field} given, but not .*all three files"):
         load("--insecure", f"--{field}=some.pem")
-    assert load(environ={variable: ""}) == Settings()
+    assert load(environ={TLS_VARIABLES[field]: ""}) == Settings()
 
 
 def test_the_smallest_message_size_counts() -> None:

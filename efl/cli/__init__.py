@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import efl
+from efl.cli.certs import certs
 from efl.cli.run import run
 
 
@@ -14,4 +15,5 @@ def main() -> None:
     """Vertical federated learning: parties that hold different columns of the same rows train one model."""
 
 
+main.add_command(certs)
 main.add_command(run)

@@ -2,7 +2,8 @@
 
 Pure parts: ``frame``, ``codec``, ``handshake``, ``inbound``, ``outbound``,
 ``ledger``, ``events``, ``link``.
-The shell: ``channel``, ``conversation``, ``rendezvous``, ``mailbox``, ``stream``.
+The shell: ``channel``, ``conversation``, ``rendezvous``, ``mailbox``, ``stream``; for TLS ``tls``,
+``tls_diagnosis``, ``tls_interview``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from efl.transport.channel import Channel
 from efl.transport.codec import dtype_names
 from efl.transport.handshake import Hello, TensorSpec, disagreements
-from efl.transport.limits import Endpoint, Limits
+from efl.transport.limits import Endpoint, Limits, Tls
 from efl.transport.stats import Stats
 
-__all__ = ["Channel", "Endpoint", "Hello", "Limits", "Stats", "TensorSpec", "disagreements", "dtype_names"]
+__all__ = ["Channel", "Endpoint", "Hello", "Limits", "Stats", "TensorSpec", "Tls", "disagreements", "dtype_names"]

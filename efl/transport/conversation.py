@@ -43,6 +43,7 @@ _Outcome = tuple[stream.Connection | None, EflError | None]
 _HANDSHAKE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 _LAST_WORDS_AWAY_SECONDS = 5.0
+_STRANGER_SECONDS = 10.0  # between two warnings of the same kind about somebody who is turned away
 _DAMAGES = 5  # damaged messages in a row, with nothing good in between, that are blamed on the line
 
 
@@ -103,6 +104,8 @@ class Conversation(stream.Handler):
         self._damages = 0  # damaged messages in a row
         self._adopted = 0.0
         self._in_callback = False
+        self.turned_away = ""  # who was, and why
+        self._told_of: dict[str, float] = {}
 
     # ---- called with the lock held
 
@@ -385,6 +388,19 @@ class Conversation(stream.Handler):
         )
         self.fail(connection, lost)
 
+    def on_stranger(self, peer: str, why: str) -> None:
+        """See ``stream.Handler``. Told once in a while: whoever reaches the port can come as often as they like."""
+        self.turned_away = f"turned away {peer}: {why}"
+        self.warn_of_tls(self.turned_away, why)
+
+    def warn_of_tls(self, text: str, kind: str = "") -> None:
+        """Logs a warning, but not of the same kind again for a while."""
+        now, kind = time.monotonic(), kind or text
+        told = {other: at for other, at in self._told_of.items() if now - at < _STRANGER_SECONDS}
+        if kind not in told:
+            logger.warning("%s: %s", self.hello.role, text)
+        self._told_of = {kind: now, **told}
+
     # ---- lost and found
 
     def lose(self, connection: stream.Connection, why: str) -> None:
@@ -498,6 +514,8 @@ class Conversation(stream.Handler):
             now = time.monotonic()
             stalled = None
             silent = ""
+            if self.met and self.listener is not None and self.listener.failed_handshakes():
+                self.on_stranger("somebody", "the TLS handshake failed (this side cannot see why; the other can)")
             with self.lock:
                 connection, away = self.connection, self.away_since
                 if self.link is None or self.over or self.error is not None:

@@ -75,6 +75,23 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
+class Tls:
+    """Files (PEM) with which two parties prove to each other who they are. Read anew for every connection.
+
+    Attributes:
+      my_certs: This party's certificate, and what leads from it to an authority that the peer trusts.
+      my_key: The private key of the certificate.
+      peer_certs: Authorities, or single certificates, by which the peer is recognised.
+      peer_name: DNS name (or IP address) that the peer's certificate must carry.
+    """
+
+    my_certs: str
+    my_key: str
+    peer_certs: str
+    peer_name: str
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """Where two parties meet, as one of them sees it.
 
@@ -83,6 +100,7 @@ class Endpoint:
       address: ``"host:port"``; the address to listen on, or the peer's address to dial. IPv6 hosts in
       brackets.
       listen: True for the side that listens (leader), False for the side that dials (follower).
+      tls: Certificates of both; None for clear text.
 
     Raises:
       ConfigError: The address is not ``host:port`` with a port of 1 to 65535.
@@ -91,12 +109,18 @@ class Endpoint:
     role: str
     address: str
     listen: bool
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         match = _ADDRESS.fullmatch(self.address) if isinstance(self.address, str) else None
         if match is None or not 1 <= int(match.group(2)) <= 65535:
             raise ConfigError(
-                f"address {self.address!r} of the {self.role}: expected 'host:port' with a port of 1 to "
-                "65535, "
+                f"address {self.address!r} of the {self.role}: expected 'host:port' with a port of 1 to 65535, "
                 "for example 'localhost:50051' or '[::1]:50051'"
             )
+
+    @property
+    def host_port(self) -> tuple[str, int]:
+        """Host, without brackets, and port."""
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)

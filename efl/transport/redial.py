@@ -5,12 +5,28 @@ from __future__ import annotations
 import random
 import time
 
+from efl.errors import ConfigError
 from efl.transport import stream
 from efl.transport.conversation import Conversation
 
 _FIRST_WAIT, _LAST_WAIT = 0.1, 2.0
 _ATTEMPT_SECONDS = 2.0
 _LOOK_SECONDS = 0.02
+_DIAGNOSIS_SECONDS = 10.0  # between two
+# What gRPC says where certificates cannot be the reason.
+_NOT_TLS = ("Connection refused", "resolving", "DNS resolution", "unreachable", "Timeout", "timed out")
+
+
+def what_is_wrong_with_tls(talk: Conversation, connection: stream.Dialled) -> str:
+    """Why a connection that ended did so because of certificates, or of clear text against TLS; '' where it did not."""
+    if connection.turned_away:
+        who = f"the {talk.partner} at {talk.endpoint.address}"
+        return f"{who} turned this {talk.hello.role} away: {connection.turned_away}"
+    if not connection.why or any(words in connection.why for words in _NOT_TLS):
+        return ""
+    from efl.transport import tls_diagnosis  # see stream._channel
+
+    return tls_diagnosis.diagnose(talk.endpoint, talk.partner, talk.stopped)
 
 
 class Redialler:
@@ -24,6 +40,7 @@ class Redialler:
     def __init__(self, talk: Conversation, handshake_seconds: float) -> None:
         self._talk = talk
         self._patience = max(_ATTEMPT_SECONDS, 5 * handshake_seconds)
+        self._next_diagnosis = 0.0
 
     def __call__(self, loss: int) -> None:
         """Dials. Runs in a thread of its own for each loss of a connection, counted from 1."""
@@ -49,7 +66,11 @@ class Redialler:
                 return True
             connection.outbox.put(talk.link.knock())
             talk.candidate = connection
-        connection.start()
+        try:
+            connection.start()
+        except ConfigError as error:  # a certificate in the middle of its renewal, perhaps
+            talk.warn_of_tls(str(error))
+            return False
         limit = time.monotonic() + self._patience
         while self._wanted(loss) and not connection.over.wait(_LOOK_SECONDS):
             with talk.lock:
@@ -63,4 +84,13 @@ class Redialler:
                 return True
         if self._wanted(loss):
             connection.close()
+            self._explain(connection)
         return False
+
+    def _explain(self, connection: stream.Dialled) -> None:
+        """Says where it is a certificate that keeps the line from coming back; it may be replaced by a good one."""
+        if time.monotonic() >= self._next_diagnosis:
+            self._next_diagnosis = time.monotonic() + _DIAGNOSIS_SECONDS
+            wrong = what_is_wrong_with_tls(self._talk, connection)
+            if wrong:
+                self._talk.warn_of_tls(wrong)

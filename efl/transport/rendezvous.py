@@ -5,16 +5,18 @@ from __future__ import annotations
 import queue
 import re
 import time
+from collections.abc import Callable
 
-from efl.errors import EflError, HandshakeError, LinkError, PeerLost, ProtocolError
+from efl.errors import EflError, HandshakeError, LinkError, PeerLost, ProtocolError, TlsError
 from efl.transport import stream
 from efl.transport.conversation import Conversation, logger
 from efl.transport.handshake import Hello
-from efl.transport.redial import Redialler
+from efl.transport.redial import Redialler, what_is_wrong_with_tls
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 2.0
 _ATTEMPT_SECONDS = 15.0
 _LOG_EVERY = 10.0
+_LOOK_SECONDS = 0.25  # between two looks at TLS handshakes
 
 
 class _Patience:
@@ -55,8 +57,9 @@ def meet(talk: Conversation, timeout: float, stubborn: bool = False) -> Hello:
       PeerLost: Nobody came, or nobody was there, in time.
       ConfigError: The port is taken.
       HandshakeError: The parties disagree.
+      TlsError: Where this side dials: a certificate is not accepted, or one party speaks clear text.
     """
-    passing = (PeerLost, ProtocolError, HandshakeError) if stubborn else (PeerLost, ProtocolError)
+    passing = (PeerLost, ProtocolError, HandshakeError, TlsError) if stubborn else (PeerLost, ProtocolError)
     return _listen(talk, timeout, passing) if talk.endpoint.listen else _dial(talk, timeout, passing)
 
 
@@ -65,11 +68,14 @@ def _listen(talk: Conversation, timeout: float, passing: tuple[type[EflError], .
     patience = _Patience(talk.hello.role, f"the {talk.partner} to connect to {address}", timeout)
     talk.listener = stream.Listener(talk.endpoint, talk)
     note = ""
+    look = _closer_look(talk)
     while patience.left() > 0:
-        patience.log(note)
+        patience.log(talk.turned_away or note)
         try:
-            connection, error = talk.outcomes.get(timeout=max(0.01, min(_LOG_EVERY, patience.left())))
+            longest = _LOG_EVERY if talk.endpoint.tls is None else _LOOK_SECONDS
+            connection, error = talk.outcomes.get(timeout=max(0.01, min(longest, patience.left())))
         except queue.Empty:
+            look()
             continue
         if connection is None:
             break
@@ -86,9 +92,34 @@ def _listen(talk: Conversation, timeout: float, passing: tuple[type[EflError], .
         raise LinkError(f"the {talk.hello.role} has closed this channel while it waited for the {talk.partner}")
     raise PeerLost(
         f"the {talk.hello.role} listened on {address} for {timeout:g} s and no {talk.partner} came"
-        + (f" (last: {note})" if note else "")
+        + (f" (last: {talk.turned_away or note})" if talk.turned_away or note else "")
         + f". Is the {talk.partner} started, does it dial this machine at {address}, does a firewall block the port?"
     )
+
+
+def _closer_look(talk: Conversation) -> Callable[[], None]:
+    """What a listener does from time to time to find out why TLS handshakes fail, if any do."""
+    if talk.endpoint.tls is None:
+        return lambda: None
+    from efl.transport.tls_interview import Interviews  # see stream._channel
+
+    interviews = Interviews(talk.endpoint, talk.endpoint.tls)
+
+    def look() -> None:
+        assert talk.listener is not None
+        if (
+            talk.connection is not None
+            or not interviews.due
+            or not talk.listener.failed_handshakes(interviews.patience)
+        ):
+            return
+        talk.listener.close(0.0)
+        who, why = interviews.hold(talk.stopped)
+        if why:
+            talk.on_stranger(who, why)
+        talk.listener = stream.Listener(talk.endpoint, talk)
+
+    return look
 
 
 def _dial(talk: Conversation, timeout: float, passing: tuple[type[EflError], ...]) -> Hello:
@@ -114,6 +145,12 @@ def _dial(talk: Conversation, timeout: float, passing: tuple[type[EflError], ...
         with talk.lock:
             talk.link = talk.connection = None
         connection.close()
+        wrong = what_is_wrong_with_tls(talk, connection)
+        if wrong and TlsError not in passing:
+            raise TlsError(wrong)
+        if wrong:
+            talk.warn_of_tls(wrong)
+        note = wrong or note
         if talk.stopped.wait(min(backoff, max(0.0, patience.left()))):
             break
         # A peer that is busy is there, and will soon be ready.

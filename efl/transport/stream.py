@@ -1,14 +1,17 @@
 """The wire: one bidirectional gRPC stream, ``/efl.Link/Stream``, of opaque byte messages.
 
-The leader listens, the follower dials. This module moves messages and knows nothing of what is in them.
+The leader listens, the follower dials. This module moves messages and knows nothing of what is in them. With
+certificates, nothing of a peer that is not the expected one is handed on.
 """
 
 from __future__ import annotations
 
 import abc
+import collections
 import contextlib
 import queue
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -31,6 +34,10 @@ _OPTIONS = [
 _PACK_BYTES = 64 << 10
 _MAX_CONNECTIONS = 16
 _FIRST_MESSAGE_SECONDS = 10.0
+_TLS_SECONDS = 10.0  # for a TLS handshake; gRPC's default is two minutes
+_CALL = f"/{_SERVICE}/{_METHOD}"
+#: Said, in clear text, to a listener that has no certificates, by a dialler that has: it would never know otherwise.
+_WANTS_TLS = ("efl-wants", "tls")
 
 
 class Outbox:
@@ -107,13 +114,16 @@ class Connection(abc.ABC):
 
 
 class Handler(Protocol):
-    """Who is told what arrives. Both methods are called from the connection's reading thread."""
+    """Who is told what arrives, from the connection's reading thread."""
 
     def on_message(self, connection: Connection, message: bytes) -> None:
         """A message arrived."""
 
     def on_end(self, connection: Connection, why: str) -> None:
         """Nothing more will arrive; ``why`` is empty when the peer ended the stream properly."""
+
+    def on_stranger(self, peer: str, why: str) -> None:
+        """Somebody was turned away before anything that they said was read."""
 
 
 def _reason(error: grpc.RpcError) -> str:
@@ -123,7 +133,12 @@ def _reason(error: grpc.RpcError) -> str:
 
 
 class Dialled(Connection):
-    """The follower's side of a stream."""
+    """The follower's side of a stream.
+
+    Attributes:
+      why: Why it ended, where it did not end properly.
+      turned_away: Why the listener does not take this party's certificate.
+    """
 
     def __init__(self, endpoint: Endpoint, handler: Handler) -> None:
         """Prepares the stream; nothing is dialled before ``start``.
@@ -134,14 +149,19 @@ class Dialled(Connection):
         """
         super().__init__(endpoint.address)
         self._handler = handler
-        self._address = endpoint.address
+        self._endpoint = endpoint
         self._channel: grpc.Channel | None = None
         self._call: Any = None
+        self.why = self.turned_away = ""
 
     def start(self) -> None:
-        """Dials; what is in the outbox goes first."""
-        self._channel = grpc.insecure_channel(self._address, options=_OPTIONS)
-        self._call = self._channel.stream_stream(f"/{_SERVICE}/{_METHOD}")(self.outbox)
+        """Dials; what is in the outbox goes first.
+
+        Raises:
+          ConfigError: The certificates cannot be used.
+        """
+        self._channel = _channel(self._endpoint)
+        self._call = self._channel.stream_stream(_CALL)(self.outbox)
         self.reader = threading.Thread(target=self._read, name="efl-read", daemon=True)
         self.reader.start()
 
@@ -151,7 +171,9 @@ class Dialled(Connection):
             for message in self._call:
                 self._handler.on_message(self, message)
         except grpc.RpcError as error:
-            why = _reason(error)
+            why = self.why = _reason(error)
+            if self._endpoint.tls is not None and error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self.turned_away = str(error.details())[:500]
         finally:
             self.over.set()
             self._handler.on_end(self, why)
@@ -163,6 +185,22 @@ class Dialled(Connection):
             self._call.cancel()
         if self._channel is not None:
             self._channel.close()
+
+
+def _channel(endpoint: Endpoint) -> grpc.Channel:
+    if endpoint.tls is None:
+        return grpc.insecure_channel(endpoint.address, options=_OPTIONS)
+    from efl.transport import tls  # takes 80 ms, which clear text need not pay
+
+    name = ("grpc.ssl_target_name_override", endpoint.tls.peer_name)
+    return grpc.secure_channel(endpoint.address, tls.channel_credentials(endpoint.tls), options=[*_OPTIONS, name])
+
+
+def say_that_tls_is_wanted(endpoint: Endpoint, seconds: float) -> None:
+    """Tells a listener without certificates, in clear text, why this party will not talk to it, and nothing else."""
+    with grpc.insecure_channel(endpoint.address, options=_OPTIONS) as channel, contextlib.suppress(grpc.RpcError):
+        for _ in channel.stream_stream(_CALL)(iter(()), timeout=seconds, metadata=[_WANTS_TLS]):
+            break
 
 
 class _Served(Connection):
@@ -210,30 +248,68 @@ class Listener:
           handler: Who is told what arrives.
 
         Raises:
-          ConfigError: The address is taken or is not one of this machine's.
+          ConfigError: The address is taken or is not one of this machine's, or the certificates cannot be used.
         """
-        self._handler = handler
+        self._handler, self._endpoint = handler, endpoint
+        self._handshakes: collections.deque[float] = collections.deque(maxlen=64)  # begun, and no call yet
+        credentials = None
+        if endpoint.tls is not None:
+            from efl.transport import tls  # see _channel
+
+            credentials = tls.server_credentials(
+                endpoint, endpoint.tls, lambda: self._handshakes.append(time.monotonic())
+            )
         self._server = grpc.server(
             _DaemonPool(max_workers=_MAX_CONNECTIONS),
-            options=_OPTIONS,
+            options=[*_OPTIONS, ("grpc.server_handshake_timeout_ms", int(1000 * _TLS_SECONDS))],
             maximum_concurrent_rpcs=_MAX_CONNECTIONS,
         )
         method = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
         try:
-            port = self._server.add_insecure_port(endpoint.address)
+            if credentials is None:
+                port = self._server.add_insecure_port(endpoint.address)
+            else:
+                port = self._server.add_secure_port(endpoint.address, credentials)
         except RuntimeError:
             port = 0
         if not port:
             self._server.stop(None)
             raise ConfigError(
-                f"the {endpoint.role} cannot listen on {endpoint.address!r}: another program holds the "
-                "port, or the "
+                f"the {endpoint.role} cannot listen on {endpoint.address!r}: another program holds the port, or the "
                 "host is not this machine's. Stop the other program or choose another address (--local_addr)"
             )
         self._server.start()
 
+    def failed_handshakes(self, patience: float = _TLS_SECONDS) -> int:
+        """How many TLS handshakes seem to have failed since this was last asked. gRPC says nothing of these.
+
+        Args:
+          patience: After how many seconds one that has brought no call has failed.
+        """
+        soon, failed = time.monotonic() - patience, 0
+        with contextlib.suppress(IndexError):  # a call takes one away in another thread
+            while self._handshakes[0] < soon:
+                self._handshakes.popleft()
+                failed += 1
+        return failed
+
+    def _stranger(self, context: grpc.ServicerContext) -> str:
+        """Why this is nobody to talk to; '' where it is the peer (or where there is no telling)."""
+        if self._endpoint.tls is None:
+            wants_tls = _WANTS_TLS in [tuple(item)[:2] for item in context.invocation_metadata()]
+            return "it expects TLS, and this party has no certificates (my_certs)" if wants_tls else ""
+        from efl.transport import tls  # see _channel
+
+        with contextlib.suppress(IndexError):
+            self._handshakes.popleft()
+        return tls.stranger(context, self._endpoint.tls)
+
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        why = self._stranger(context)
+        if why:
+            self._handler.on_stranger(urllib.parse.unquote(context.peer()), why)
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, why)  # raises
         connection = _Served(context)
         if not context.add_callback(connection.ended):
             connection.ended()
