@@ -25,7 +25,7 @@ class Facts:
 
     Attributes:
       checkpoints: (position, lineage) of every whole checkpoint it holds; the lineage names the attempt that wrote it.
-      save_steps: Training steps between two checkpoints; None without a ``checkpoint_dir``.
+      save_steps: Training steps between two checkpoints, 0 where time decides; None without a ``checkpoint_dir``.
       steps_trained: Training steps that its weights have behind them.
       warm: Its weights, readers and counts are those that the run left in this process.
       inputs: Scope -> whether the position of its input survives a restart.

@@ -20,9 +20,12 @@ from efl._agreement import Facts, Start, shared_seed, where_to_start
 from efl._checkpoint import CheckpointStore, Known, mismatches
 from efl._position import Position
 from efl._session import HookedSession
+from efl._signals import TERMINATED, Signals
+from efl._steps import marks
+from efl._steps.marks import Parted
 from efl._task_scope import MODE, TaskScope
 from efl.communicator import Communicator
-from efl.errors import CheckpointError, EflError, PeerFailed, PeerLost, PeerRestarted
+from efl.errors import CheckpointError, EflError, Interrupted, PeerFailed, PeerLost, PeerRestarted
 from efl.hooks import Reporter
 from efl.procedure_fn import Procedure
 
@@ -80,6 +83,9 @@ class Run:
         self._began_cold = False
         self._began_at = 0
         self._peer_saves = False
+        self._part_for = ""  # the role that wants to go at the next mark
+        self._saved_at = time.monotonic()
+        self.signals = Signals(self._on_terminate, self._abort_step)
         # Here, since other threads, which ask for the facts too, have another default graph.
         self._inputs = _readers.kept_inputs(model._programs.values())
         logs = Path(settings.log_dir) / self._role if settings.log_dir else folder / "logs" if folder else None
@@ -100,26 +106,110 @@ class Run:
             if self._store is not None and self._procedure.trains:
                 self._store.lock()
             if not self._was_done_before():
-                lost: PeerLost | None = None
-                while True:
-                    try:
-                        self._attempt(lost)
-                        break
-                    except PeerRestarted as error:
-                        lost = error
-                    self._give_up_attempt(lost)
+                with self.signals:
+                    self._execute()
                 model.in_step = True
             model.fits.append(self._procedure.describe())
         except BaseException as error:
             for program in model._programs.values():
                 program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew
+            if isinstance(error, KeyboardInterrupt):
+                _log.warning("%s: interrupted after step %d", self._role, model.steps_trained)
             if self._communicator is not None:
-                self._communicator.abort(error)
+                self._communicator.abort(self._reason(error), self._where())
             raise
         finally:
             self.reporter.close()
             if self._store is not None:
                 self._store.unlock()
+
+    def _execute(self) -> None:
+        lost: PeerLost | None = None
+        while True:
+            try:
+                self._attempt(lost)
+                return
+            except PeerRestarted as error:
+                lost = error
+            except Parted as parted:
+                lost = self._part(parted.role)
+            self._give_up_attempt(lost)
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """What the peer is told: an error of ours where somebody outside has ended the program."""
+        if isinstance(error, KeyboardInterrupt):
+            return Interrupted(f"{self._role} was interrupted (Ctrl-C)")
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            return Interrupted(f"{self._role} was stopped (SIGTERM)")
+        return error
+
+    def _where(self) -> str:
+        """Where this party's steps are, for the peer's message."""
+        running = [scope for scope in self._model._programs if self._model._pace.scope(scope.wire).running]
+        if not running:
+            return f"after step {self._model.steps_trained}"
+        return f"step {self._model._pace.scope(running[0].wire).running} of {running[0].wire}"
+
+    # ---- what one party alone knows -------------------------------------------------------------------------------
+
+    def marks_due(self) -> list[str]:
+        """What both parties are to do after the step that begins. The leader's to call, or a model's without a peer."""
+        due = []
+        every = self._settings.save_checkpoint_secs
+        if every is not None and self._store is not None and time.monotonic() - self._saved_at >= every:
+            self._saved_at = time.monotonic()
+            due.append(marks.SAVE)
+        if self._part_for:
+            due.append(marks.parting(self._part_for))
+            self._part_for = ""
+        return due
+
+    def at_marks(self, reached: set[str]) -> None:
+        """Does it, after the step.
+
+        Raises:
+          Parted: A party goes now.
+        """
+        going = marks.who_parts(reached)
+        if marks.SAVE in reached or going:
+            self._save()
+        if going:
+            raise Parted(going)
+
+    def _on_terminate(self) -> bool:
+        if self._store is None or (self._communicator is not None and not self._peer_saves):
+            return False
+        _log.warning("%s: SIGTERM: saving after a common step, then going", self._role)
+        if self._model._is_timekeeper:
+            self._part_for = self._role
+        elif self._communicator is not None:
+            self._communicator.exchange.ask_to_part()
+        return True
+
+    def _on_part_asked(self) -> None:
+        assert self._communicator is not None
+        self._part_for = self._communicator.peer_role
+
+    def _abort_step(self, why: str) -> None:
+        if self._communicator is not None:
+            self._communicator.exchange.fail(Interrupted(f"{self._role} {why}"))
+
+    def _part(self, role: str) -> PeerLost:
+        """Says goodbye for now.
+
+        Raises:
+          SystemExit: This party is the one that goes.
+        """
+        if self._communicator is not None:
+            self._communicator.shutdown()
+        if role == self._role:
+            _log.warning("%s: saved after step %d; going (SIGTERM)", role, self._model.steps_trained)
+            raise SystemExit(TERMINATED)
+        _log.warning(
+            "%s: %s was stopped (SIGTERM) after step %d, which both have saved; %s",
+            self._role, role, self._model.steps_trained, self._prospects(),
+        )  # fmt: skip
+        return PeerLost(f"{role} was stopped (SIGTERM) after step {self._model.steps_trained}")
 
     def _attempt(self, lost: PeerLost | None) -> None:
         """The whole of it, from the handshake to the goodbye.
@@ -227,6 +317,7 @@ class Run:
             }
             communicator.exchange.prospects = self._prospects()
             communicator.exchange.on_saved = self._on_peer_saved
+            communicator.exchange.on_part_asked = self._on_part_asked
             told = communicator.connect(
                 terms,
                 mine.to_json(),
@@ -268,7 +359,8 @@ class Run:
 
     @property
     def _save_steps(self) -> int:
-        return self._settings.save_checkpoint_steps or _DEFAULT_SAVE_STEPS
+        by_time = self._settings.save_checkpoint_secs is not None
+        return self._settings.save_checkpoint_steps or (0 if by_time else _DEFAULT_SAVE_STEPS)
 
     def _hooks(self) -> list[tf.train.SessionRunHook]:
         return list(dict.fromkeys(hook for program in self._model._programs.values() for hook in program.hooks))
@@ -370,7 +462,8 @@ class Run:
 
     def maybe_save(self) -> None:
         """Called after each training step."""
-        if self._store is not None and self._model.steps_trained % self._save_steps == 0:
+        every = self._save_steps
+        if self._store is not None and every and self._model.steps_trained % every == 0:
             self._save()
 
     def stage_done(self) -> None:
@@ -396,7 +489,7 @@ class Run:
         }
         started = time.monotonic()
         self._store.save(model.session.raw_session(), self._saver, position, state)
-        self._saved, self._exhausted_then = position, self._exhausted()
+        self._saved, self._exhausted_then, self._saved_at = position, self._exhausted(), time.monotonic()
         known = position, self._lineage
         if self._communicator is not None:
             if known in self._peer_saved:

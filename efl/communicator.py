@@ -70,6 +70,7 @@ class Communicator:
       default_timeout_milliseconds: How long a receive may wait while the peer is alive; default 600 000.
       connect_timeout: Seconds to wait for the peer at the start.
       limits: Bounds on what a peer may send.
+      share_error_text: Whether the peer is told the text of an error that is not efl's own; it may hold data.
       insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
       my_certs: File of this party's certificate (PEM); with ``my_key`` and ``peer_certs`` the connection is encrypted.
       my_key: File of its private key.
@@ -94,6 +95,7 @@ class Communicator:
         connect_timeout: float = 600.0,
         limits: Limits | None = None,
         insecure: bool = False,
+        share_error_text: bool = False,
         my_certs: str | None = None,
         my_key: str | None = None,
         peer_certs: str | None = None,
@@ -126,6 +128,7 @@ class Communicator:
         )
         self._connect_timeout = connect_timeout
         self._limits = limits or Limits()
+        self._share_error_text = share_error_text
         self._exchanged = Exchanged()
         self._inboxes: list[Inbox] = []
         self._ids_noted: dict[TaskScope, tf.Operation] = {}
@@ -422,14 +425,19 @@ class Communicator:
             self._use(None)
         self.exchange.unbind()
 
-    def abort(self, error: BaseException) -> None:
-        """Tells the peer that this party failed, and why, and closes the channel at once."""
+    def abort(self, error: BaseException, where: str = "") -> None:
+        """Tells the peer that this party failed, and why, and closes the channel at once.
+
+        Args:
+          error: Its type is told; its text only where it is efl's own, or with ``share_error_text``.
+          where: In which step, in words.
+        """
         self.exchange.closing()
         if self._channel is not None:
             if isinstance(error, EflError) and error is self._channel.error:
                 self._channel.close(0.0)
             else:
-                self._channel.abort(error)
+                self._channel.abort(error, where, self._share_error_text)
             self._use(None)
         self.exchange.unbind()
 

@@ -34,6 +34,10 @@ class CheckpointError(EflError):
     """A checkpoint that is missing, damaged, or does not fit the model or the peer's checkpoints."""
 
 
+class Interrupted(EflError):
+    """The program was interrupted (Ctrl-C) or stopped (SIGTERM)."""
+
+
 class LinkError(EflError):
     """Base of everything that ends the conversation with a peer."""
 

@@ -77,6 +77,7 @@ class FederalModel(Model):
             connect_timeout=settings.connect_timeout,
             limits=Limits(peer_timeout=settings.peer_timeout, **size),
             insecure=settings.insecure,
+            share_error_text=settings.share_error_text,
             my_certs=settings.my_certs,
             my_key=settings.my_key,
             peer_certs=settings.peer_certs,

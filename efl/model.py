@@ -147,6 +147,7 @@ class Model(Definition):
         *,
         log_dir: str | None = None,
         save_checkpoint_steps: int | None = None,
+        save_checkpoint_secs: float | None = None,
         keep_checkpoints: int | None = None,
         save_graph: bool = False,
     ) -> None:
@@ -161,8 +162,9 @@ class Model(Definition):
           checkpoint_dir: Where checkpoints lie (a folder per role below it). The newest is restored; a run of the same
             procedure goes on in the stage and step it was in, another procedure begins with its weights.
           log_dir: Where TensorBoard summaries go; default: below ``checkpoint_dir``, none without one.
-          save_checkpoint_steps: Training steps between two checkpoints, default 1000; one more is saved at each stage's
-            end.
+          save_checkpoint_steps: Training steps between two checkpoints; one more is saved at each stage's end. Default:
+            1000, or none where ``save_checkpoint_secs`` is given.
+          save_checkpoint_secs: Seconds between two checkpoints, by the leader's clock.
           keep_checkpoints: How many of the newest are kept, default 5.
           save_graph: Also writes the graph (``graph.pbtxt``) beside the checkpoints.
 
@@ -185,11 +187,14 @@ class Model(Definition):
             "checkpoint_dir": checkpoint_dir,
             "log_dir": log_dir,
             "save_checkpoint_steps": save_checkpoint_steps,
+            "save_checkpoint_secs": save_checkpoint_secs,
             "keep_checkpoints": keep_checkpoints,
         }
         self._run = Run(self, procedure_fn, log_step, project_name, options, save_graph)
         try:
             self._run.execute()
+        except KeyboardInterrupt as error:
+            raise error.with_traceback(None) from None
         except EflError as error:
             raise error.with_traceback(None) from None
 
@@ -394,6 +399,21 @@ class Model(Definition):
             self.steps_trained += 1
             assert self._run is not None
             self._run.maybe_save()
+
+    def _check_signals(self) -> None:
+        if self._run is not None:
+            self._run.signals.check()
+
+    def _stepping(self, begins: bool) -> None:
+        if self._run is not None:
+            self._run.signals.stepping = begins
+
+    def _marks_due(self) -> list[str]:
+        return [] if self._run is None else self._run.marks_due()
+
+    def _at_marks(self, reached: set[str]) -> None:
+        assert self._run is not None
+        self._run.at_marks(reached)
 
     def _stage_done(self) -> None:
         if self._run is not None:

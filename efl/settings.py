@@ -71,6 +71,8 @@ class Settings:
       client_thread_num: Accepted for compatibility: one stream per pair of parties needs no pool of threads.
       server_thread_num: As ``client_thread_num``.
       save_checkpoint_steps: Train steps between two checkpoints; ``None``: not by steps.
+      save_checkpoint_secs: Seconds between two checkpoints, by the leader's clock; ``None``: not by time.
+      share_error_text: Whether the peer is told the text of an error that is not efl's own; it may hold data.
       keep_checkpoints: How many checkpoints are kept.
       max_message_bytes: Largest message that is sent or accepted, in bytes; ``None``: the transport's own bound.
       insecure: Allows clear text beyond this machine. Everybody on the way can then read and change what is sent.
@@ -99,6 +101,8 @@ class Settings:
     client_thread_num: int | None = None
     server_thread_num: int | None = None
     save_checkpoint_steps: int | None = None
+    save_checkpoint_secs: float | None = None
+    share_error_text: bool = False
     keep_checkpoints: int = 5
     max_message_bytes: int | None = None
     insecure: bool = False
@@ -312,6 +316,8 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "client_thread_num": _integer(1, "a number of threads"),
     "server_thread_num": _integer(1, "a number of threads"),
     "save_checkpoint_steps": _integer(1, "a number of steps"),
+    "save_checkpoint_secs": _seconds,
+    "share_error_text": _flag,
     "keep_checkpoints": _integer(1, "a number of checkpoints"),
     "max_message_bytes": _integer(1, "a size in bytes"),
     "insecure": _flag,

@@ -24,8 +24,9 @@ import numpy as np
 
 from efl._steps.deadlines import Deadlines
 from efl._steps.disputes import PATIENCE, Disputes
+from efl._steps.marks import is_mark
 from efl._steps.sample_ids import Batch
-from efl._steps.scope import Scope, Sink, drop_up_to
+from efl._steps.scope import Scope, Sink, drop_up_to, take_up_to
 from efl._steps.stages import Stages
 from efl.errors import EflError, LinkError, PeerClosed, ProtocolError
 from efl.transport import Channel
@@ -50,6 +51,7 @@ class Exchange:
         self.failure: EflError | None = None
         self.timeout = timeout
         self.prospects = "waiting for it"  # what is said when the peer is lost
+        self.on_part_asked: Callable[[], None] = lambda: None  # the peer wants to go, and asks for a mark
         self.on_saved: Callable[[dict[str, Any]], None] = lambda body: None  # the peer has written a checkpoint
         self._scopes: dict[str, Scope] = {}
         self._delivery = threading.RLock()
@@ -89,7 +91,8 @@ class Exchange:
             for sink in scope.sinks:
                 channel.subscribe(sink.name, of_this_channel(self._deliver(scope, sink)))
         channel.on_control("end", of_this_channel(self._on_end))
-        channel.on_control("last", of_this_channel(self._on_last))
+        channel.on_control("mark", of_this_channel(self._on_mark))
+        channel.on_control("part", of_this_channel(lambda body: self.on_part_asked()))
         channel.on_control("stage", of_this_channel(self._stages.on_note))
         channel.on_control("saved", of_this_channel(lambda body: self.on_saved(body)))
         channel.on_control("rows", of_this_channel(self._on_rows))
@@ -275,16 +278,20 @@ class Exchange:
         with self._lock:
             return bool(scope.peer_ends)
 
-    def announce_last(self, scope: Scope, step: int) -> None:
-        """Says, before ``step`` is started, that it is the last of its stage. The leader's to call."""
+    def announce(self, scope: Scope, step: int, mark: str) -> None:
+        """Says, before ``step`` is started, what both do after it. The leader's to call."""
         with self._lock:
-            scope.lasts.append(step)
-        self._control("last", {"scope": scope.wire, "step": step})
+            scope.marks.append((step, mark))
+        self._control("mark", {"scope": scope.wire, "step": step, "mark": mark})
 
-    def is_last(self, scope: Scope, step: int) -> bool:
-        """True where ``step``, just completed, was announced to be the last of its stage."""
+    def ask_to_part(self) -> None:
+        """Asks the leader for the mark after which this party goes."""
+        self._control("part", {})
+
+    def marks_of(self, scope: Scope, step: int) -> set[str]:
+        """What both parties do after ``step``, just completed."""
         with self._lock:
-            return drop_up_to(step, scope.lasts)
+            return take_up_to(step, scope.marks)
 
     def send(self, scope: Scope, name: str, array: np.ndarray) -> None:
         """Sends one tensor of the running step; the digest of the batch's ids rides on the first one."""
@@ -308,7 +315,7 @@ class Exchange:
             with self._lock:
                 scope.step, scope.running = step, None
                 drop_up_to(step, scope.peer_ends)
-                drop_up_to(step, scope.lasts)
+                take_up_to(step, scope.marks)  # void: nobody took that step
                 scope.ids.forget(step + 1)
             if self._bound:
                 for sink in scope.sinks:
@@ -407,14 +414,18 @@ class Exchange:
             )
         )
 
-    def _on_last(self, body: dict[str, Any]) -> None:
+    def _on_mark(self, body: dict[str, Any]) -> None:
         scope, step = self._addressed(body)
-        if scope is not None:
+        mark = body.get("mark")
+        if scope is not None and not is_mark(mark):
+            self.fail(ProtocolError(f"{self.peer_role} sent a mark that does not exist: {body!r:.200}"))
+            return
+        if scope is not None and isinstance(mark, str):
             with self._lock:
                 if step <= scope.step:
                     return  # of a step in which this party's data ended
-                scope.lasts.append(step)
-                flood = len(scope.lasts) > _MAX_AHEAD
+                scope.marks.append((step, mark))
+                flood = len(scope.marks) > _MAX_AHEAD
             if flood:
                 self._refuse_flood(scope)
 

@@ -37,7 +37,7 @@ class Scope:
       running: The step under way, or None.
       peer_ends: Steps in which the peer's data ended, in order: a peer whose rounds are empty, or of one step, may be
         done with the next before this party is with one.
-      lasts: Steps that the leader announced to be the last of their stage, in order.
+      marks: (step, mark) of what both parties do after a step, in order; see ``efl._steps.marks``.
       arrived: Sink's name -> the newest step handed to it.
       held: (sink, step, array) of messages that wait for a session, or for the round before theirs to be closed here.
       ahead: (name, step) of messages of steps not yet begun; they stay in the channel's window.
@@ -51,7 +51,7 @@ class Scope:
     step: int = 0
     running: int | None = None
     peer_ends: deque[int] = field(default_factory=deque)
-    lasts: deque[int] = field(default_factory=deque)
+    marks: deque[tuple[int, str]] = field(default_factory=deque)
     arrived: dict[str, int] = field(default_factory=dict)
     held: deque[tuple[Sink, int, np.ndarray]] = field(default_factory=deque)
     ahead: deque[tuple[str, int]] = field(default_factory=deque)
@@ -62,7 +62,7 @@ class Scope:
     def clear(self) -> None:
         """Begins a conversation."""
         self.step, self.running = 0, None
-        for held in (self.peer_ends, self.lasts, self.held, self.ahead):
+        for held in (self.peer_ends, self.marks, self.held, self.ahead):
             held.clear()
         self.arrived.clear()
         self.ids.clear()
@@ -78,10 +78,17 @@ class Scope:
         return any(self.arrived.get(sink.name, 0) >= step for sink in self.sinks)
 
 
-def drop_up_to(step: int, steps: deque[int]) -> bool:
-    """Drops from the left all that are not later than ``step``; whether there were any."""
-    found = False
+def take_up_to(step: int, marks: deque[tuple[int, str]]) -> set[str]:
+    """Drops the marks of steps that are not later than ``step``, and returns those of ``step`` itself."""
+    taken = set()
+    while marks and marks[0][0] <= step:
+        at, mark = marks.popleft()
+        if at == step:
+            taken.add(mark)
+    return taken
+
+
+def drop_up_to(step: int, steps: deque[int]) -> None:
+    """Drops from the left all that are not later than ``step``."""
     while steps and steps[0] <= step:
         steps.popleft()
-        found = True
-    return found

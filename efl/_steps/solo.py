@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -12,7 +12,7 @@ class SoloScope:
     wire: str
     step: int = 0
     running: int | None = None
-    last: int | None = None
+    marks: set[str] = field(default_factory=set)
 
 
 class Solo:
@@ -27,7 +27,8 @@ class Solo:
 
     def rebase(self, scope: SoloScope, step: int) -> None:
         """Counts a scope's steps from ``step`` on."""
-        scope.step, scope.last = step, None
+        scope.step = step
+        scope.marks.clear()
 
     def enter_stage(self, what: str) -> None:
         """Tells the peer which stage begins: there is none."""
@@ -47,20 +48,19 @@ class Solo:
 
     def end(self, scope: SoloScope, reason: str) -> bool:
         """Ends the round of a scope in its running step. Returns True."""
-        scope.step, scope.running, scope.last = scope.step + 1, None, None
+        scope.step, scope.running = scope.step + 1, None
+        scope.marks.clear()
         return True
 
     def ended_by_peer(self, scope: SoloScope) -> bool:
         """Whether a peer ended the scope: never."""
         return False
 
-    def announce_last(self, scope: SoloScope, step: int) -> None:
-        """Marks a step as the last of its stage."""
-        scope.last = step
+    def announce(self, scope: SoloScope, step: int, mark: str) -> None:
+        """Marks the step that begins."""
+        scope.marks.add(mark)
 
-    def is_last(self, scope: SoloScope, step: int) -> bool:
-        """Whether ``step`` was marked as the last."""
-        if scope.last is not None and scope.last <= step:
-            scope.last = None
-            return True
-        return False
+    def marks_of(self, scope: SoloScope, step: int) -> set[str]:
+        """The marks of ``step``, just completed."""
+        marks, scope.marks = scope.marks, set()
+        return marks

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from efl.data._features import FeatureTable
 from efl.data._files import Block, first_damage
 from efl.data._pipeline import ROW_BITS
+from efl.data._whole import said
 from efl.errors import DataError
 
 _RECORD = re.compile(r"Name: (\d+), (?:Feature|Key): (.+?)(?: \(data type|, Index)")
@@ -59,7 +60,7 @@ def explain(error: Exception, owner: str, table: FeatureTable, blocks: Sequence[
         return DataError(
             f"{owner}: cannot read record {row} of {block.path!r}: {cause}. Write the file again, or move it away"
         )
-    return DataError(f"{owner}: reading failed: {_first_line(message)}")
+    return DataError(f"{owner}: {said(message) or f'reading failed: {_first_line(message)}'}")
 
 
 def _parsing(message: str, table: FeatureTable, blocks: Sequence[Block]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from efl.data._features import FeatureTable
+from efl.data._whole import with_end
 
 ROW_BITS = 34
 MAX_SLOTS = 2 ** (63 - ROW_BITS)
@@ -117,7 +118,8 @@ def _shuffled(source: Source, plan: Plan) -> tf.data.Dataset:
 
 
 def _records(source: Source, block: tf.Tensor) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(source.paths[block], source.compressions[block])
+    path, compression = source.paths[block], source.compressions[block]
+    return with_end(tf.data.TFRecordDataset(path, compression), path, compression)
 
 
 def _shuffle(dataset: tf.data.Dataset, size: Any, *key: tf.Tensor) -> tf.data.Dataset:

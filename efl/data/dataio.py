@@ -40,6 +40,10 @@ class DataIO:
     ``.csv``, ``.crc``, ``.tmp``, ``.log`` files are passed over. Files may be compressed with gzip or zlib, which is
     told by their first bytes.
 
+    A file that is damaged or cut off ends the run with its name, a compressed one at its end at the latest. One cut is
+    seen by nobody: a file without compression that ends exactly between two records is a good, shorter file. (In a
+    federation its rows are then missing at one party only, which the sample ids show.)
+
     The records of all epochs are one stream that is cut into batches: a batch may run across files and epochs,
     and only the very last may be short (as ``dataset.repeat(n).batch(b)``).
 

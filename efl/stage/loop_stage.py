@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from efl._graph import as_graph_tensor
 from efl._metric_checks import raise_if_refused
+from efl._steps import marks
 from efl._task_scope import MODE
 from efl.errors import ConfigError, NonFiniteLoss
 from efl.stage.stage import Stage
@@ -57,6 +58,7 @@ class LoopStage(Stage):
           feed_dict: Values for placeholders of the graph, the same in every step.
 
         Raises:
+          KeyboardInterrupt: Ctrl-C.
           EflError: The peer failed or was lost, sample ids differ, the data is damaged, the loss is not finite.
         """
         model = self.model
@@ -85,16 +87,21 @@ class LoopStage(Stage):
             model._restart_readers(program)
             return True
 
+        model._stepping(True)
         try:
             while not self.finish and (self._step is None or manager.steps < self._step):
+                model._check_signals()
                 step = pace.begin(scope)
                 if step is None:
                     if started_over():
                         continue
                     self.finish = True
                     break
-                if self._time is not None and model._is_timekeeper and clock.monotonic() - started >= self._time:
-                    pace.announce_last(scope, step)
+                if model._is_timekeeper:
+                    if self._time is not None and clock.monotonic() - started >= self._time:
+                        pace.announce(scope, step, marks.LAST)
+                    for mark in model._marks_due():
+                        pace.announce(scope, step, mark)
                 interruption: Exception | None = None
                 try:
                     results = session.run_step(fetches, feeds, values)
@@ -103,6 +110,7 @@ class LoopStage(Stage):
                     # UnicodeDecodeError where the message of an error quotes a record that is no text.
                     interruption = error
                 if interruption is not None:
+                    model._check_signals()
                     model._explain_reading(program, interruption)
                     if not pace.interrupted(scope):
                         raise_if_refused(interruption, model._who, step, scope.wire)
@@ -123,13 +131,17 @@ class LoopStage(Stage):
                     )
                 model._step_done(program)
                 report.step(results[1 : 1 + len(program.fetched)], waited)
-                if pace.is_last(scope, step):
+                reached = pace.marks_of(scope, step)
+                if reached:
+                    model._at_marks(reached)
+                if marks.LAST in reached:
                     break
                 if session.should_stop():
                     # A peer that was not told keeps its data where it is, so this party does too.
                     told = pace.end(scope, "stop requested by a hook")
                     self.finish = True
         finally:
+            model._stepping(False)
             report.stop()
         program.exhausted = self.finish and told
         if self.finish and not self.is_training:

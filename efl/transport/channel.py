@@ -430,7 +430,7 @@ class Channel:
             self._talk.wake_takers()
         self._talk.tear_down()
 
-    def abort(self, error: BaseException) -> None:
+    def abort(self, error: BaseException, where: str = "", share_text: bool = False) -> None:
         """This party's program failed: tells the peer and closes at once.
 
         The peer raises PeerFailed with the type of ``error``, and its text only when it is one of efl's own
@@ -439,8 +439,10 @@ class Channel:
 
         Args:
           error: What happened.
+          where: In which step, in words.
+          share_text: Whether the text of any error is told.
         """
-        self._talk.abort(error)
+        self._talk.abort(error, where=where, share_text=share_text)
 
     def __enter__(self) -> Channel:
         return self

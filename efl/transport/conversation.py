@@ -333,7 +333,8 @@ class Conversation(stream.Handler):
             self.fail(connection, self._disagreement(event.reasons))
         elif isinstance(event, events.Aborted):
             text = f": {event.text}" if event.text else " (its own log says why)"
-            self.fail(connection, PeerFailed(f"{self.link.peer_label} failed with {event.error_type}{text}"))
+            where = f" at {event.where}" if event.where else ""
+            self.fail(connection, PeerFailed(f"{self.link.peer_label} failed{where} with {event.error_type}{text}"))
 
     def _disagreement(self, reasons: tuple[str, ...]) -> HandshakeError:
         assert self.link is not None
@@ -458,7 +459,9 @@ class Conversation(stream.Handler):
             except Exception:
                 logger.exception("%s: a failure callback failed", self.hello.role)
 
-    def abort(self, cause: BaseException, error: EflError | None = None) -> None:
+    def abort(
+        self, cause: BaseException, error: EflError | None = None, where: str = "", share_text: bool = False
+    ) -> None:
         """This party cannot go on: tells the peer, closes. With ``error``, that is what later calls raise."""
         with self.lock:
             if self.over:
@@ -470,7 +473,7 @@ class Conversation(stream.Handler):
                     break
                 self.wait(left)  # the line may come back, and the peer learn why this party went
             if self.link is not None and self.connection is not None:
-                self.link.abort(cause)
+                self.link.abort(cause, where, share_text)
                 self.connection.outbox.cut(self.link.take(time.monotonic()))
             first = error is not None and self.error is None
             if first:

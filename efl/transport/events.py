@@ -53,10 +53,11 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Aborted:
-    """The peer's program failed. ``text`` is empty unless the error was one of efl's own."""
+    """The peer's program failed. ``text`` is empty unless the error was one of efl's own, or the peer shares all."""
 
     error_type: str
     text: str
+    where: str = ""
 
 
 Event = Accepted | Refused | Resumed | Message | Control | Goodbye | Aborted

@@ -240,7 +240,7 @@ class Link:
             self.said_goodbye = True
             self._ledger.put_kept(Kind.BYE)
 
-    def abort(self, error: BaseException) -> None:
+    def abort(self, error: BaseException, where: str = "", share_text: bool = False) -> None:
         """Drops what is queued and tells the peer that this side failed; the conversation is over.
 
         The peer learns the type of the error; its text only when it is one of efl's own (other texts may
@@ -249,8 +249,9 @@ class Link:
         if self.state is State.OVER:
             return
         self._ledger.queue.clear()
-        text = str(error)[:MAX_TEXT] if isinstance(error, EflError) else ""
-        self._ledger.put(Kind.ABORT, json.dumps({"type": type(error).__name__, "text": text}).encode())
+        text = str(error)[:MAX_TEXT] if share_text or isinstance(error, EflError) else ""
+        body = {"type": type(error).__name__, "text": text, "where": where[:200]}
+        self._ledger.put(Kind.ABORT, json.dumps(body).encode())
         self.state = State.OVER
 
     @property
@@ -343,7 +344,8 @@ class Link:
             body = handshake.read_json(frame.payload, "message of failure")
             self.state = State.OVER
             body = body if isinstance(body, dict) else {}
-            return Aborted(str(body.get("type", "an error"))[:100], str(body.get("text", ""))[:MAX_TEXT])
+            said = [str(body.get(key, "")) for key in ("type", "text", "where")]
+            return Aborted(said[0][:100] or "an error", said[1][:MAX_TEXT], said[2][:200])
         if kind is Kind.REFUSE:
             return self._on_refuse(frame)
         if self.state is State.AWAY:

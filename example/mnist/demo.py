@@ -88,13 +88,13 @@ def plot(curves: dict[str, dict[int, float]], path: Path) -> None:
     matplotlib.use("Agg")  # draws without a screen
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
     styles = {"whole": {"linewidth": 4, "alpha": 0.35}}
     for name, points in curves.items():
         axes.plot(list(points), list(points.values()), label=_TITLES[name], **styles.get(name, {}))
     axes.set(xlabel="training step", ylabel="accuracy on the test images", ylim=(None, 1))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)  # nowhere inside would it leave every curve to be seen
     figure.savefig(path, dpi=120)
 
 
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     curves = {name: curve(histories[name]) for name in names}
     plot(curves, out / "learning_curves.png")
 
-    table = Table(title=f"{'MNIST' if options.data else 'scikit-learn digits'}, {epochs} epochs", title_justify="left")
+    table = Table()
     table.add_column("model")
     table.add_column("test accuracy", justify="right")
     table.add_column("steps/s", justify="right")
@@ -141,10 +141,15 @@ def main(arguments: list[str] | None = None) -> None:
         accuracy = list(curves[name].values())[-1]
         table.add_row(_TITLES[name], f"{accuracy:.2%}", f"{steps_per_second(histories[name]):.0f}")
     _log.print()
+    # Not as the table's title, which would be filled with blanks to its width.
+    data_set, times = "MNIST" if options.data else "scikit-learn digits", "epoch" if epochs == 1 else "epochs"
+    _log.print(f"{data_set}, {epochs} {times}", style="italic")
     _log.print(table)
     difference = largest_difference(out / "results")
     exact = " (bit for bit the same)" if difference == 0 else ""
-    _log.print(f"largest relative difference of a weight after {PARITY_STEPS} steps: {difference:.1e}{exact}")
+    _log.print(
+        f"largest relative difference of a weight after {PARITY_STEPS} steps: {difference:.1e}{exact}", soft_wrap=True
+    )
     _log.print(f"learning curves: {out / 'learning_curves.png'}", soft_wrap=True)
     if not difference <= TOLERANCE:
         sys.exit(f"demo.py: the weights should agree to {TOLERANCE:.0e}")

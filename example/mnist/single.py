@@ -1,7 +1,8 @@
 """The same network in one process: on whole images, and on each half alone.
 
 ``whole`` is what ``leader.py`` and ``follower.py`` compute together, with the same initial weights: both
-heads, both losses. ``left`` and ``right`` are what each party could do without the other.
+heads, both losses (its log shows their sum as ``loss``, and each). ``left`` and ``right`` are what each party
+could do without the other.
 """
 
 import common
@@ -61,7 +62,11 @@ def make_model_fn(roles):
         model.add_metric("accuracy", accuracy)
         if not is_training:
             return accuracy
-        return tf.add_n([tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y) for y in heads])
+        losses = [tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y) for y in heads]
+        if len(losses) == 2:  # what the log calls loss is their sum; the parties' own logs show one each
+            model.add_metric("loss_follower", losses[0])
+            model.add_metric("loss_leader", losses[1])
+        return tf.add_n(losses)
 
     def loss_fn(model, sample):
         with tf.variable_scope("single"):

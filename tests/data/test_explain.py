@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tensorflow.compat.v1 as tf
 
-from efl.data import DataIO
+from efl.data import DataIO, _whole
 from efl.errors import DataError
 from tests.data.records import example, write, write_ids
-from tests.data.test_dataio import id_reader
+from tests.data.test_dataio import drain, flat, id_reader, read_ids
 
 
 def failure(reader: DataIO, cached: bool = False) -> tuple[Exception, DataError | None]:
@@ -99,6 +100,51 @@ def test_a_cut_off_gzip_file_is_named(tmp_path: Path) -> None:
     plain = (tmp_path / "part-0.tfrecord").read_bytes()
     (tmp_path / "part-1.gz").write_bytes(gzip.compress(plain)[:-40])
     assert str(tmp_path / "part-1.gz") in message(id_reader(tmp_path))
+
+
+def cut_between_records(path: Path, compression: str, rows: int) -> Path:
+    """Writes a file of ``rows`` records and cuts it so that what can be inflated of it ends between two records."""
+    plain = write(path.with_suffix(".plain"), [example({"id": i}) for i in range(rows)])
+    data, squeeze = plain.read_bytes(), zlib.compressobj(wbits=31 if compression == "GZIP" else 15)
+    plain.unlink()
+    size = len(data) // rows
+    half = squeeze.compress(data[: size * (rows // 2)]) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(half)
+    return path
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("compression", ["GZIP", "ZLIB"])
+def test_a_compressed_file_cut_between_two_records_is_named(
+    tmp_path: Path, compression: str, shuffle: bool, cached: bool
+) -> None:
+    write_ids(tmp_path, [8])
+    path = cut_between_records(tmp_path / "part-1.zlib", compression, 20)
+    said = message(id_reader(tmp_path, batch_size=2, shuffle=shuffle), cached)
+    assert said == (
+        f"run/dataio ({tmp_path}): cannot read {str(path)!r} to its end: it is cut off, though its last record is "
+        "whole. Write the file again, or move it away"
+    )
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_whole_compressed_files_are_inflated_to_their_end_once(tmp_path: Path, members: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr("efl.data._whole._READ_BYTES", 100)
+    monkeypatch.setattr("efl.data._whole._INFLATED_BYTES", 64)
+    plain = write(tmp_path / "x", [example({"id": i}) for i in range(30)])
+    (tmp_path / "part-0.gz").write_bytes(gzip.compress(plain.read_bytes()) * members)
+    plain.unlink()
+    before = _whole._is_whole.cache_info().misses
+    assert flat(read_ids(id_reader(tmp_path, batch_size=7, num_epochs=3))) == [*range(30)] * 3 * members
+    assert _whole._is_whole.cache_info().misses == before + 1
+
+
+def test_other_datasets_of_a_reader_find_the_cut_too(tmp_path: Path) -> None:
+    cut_between_records(tmp_path / "part-1.zlib", "GZIP", 20)
+    batch = tf.data.make_one_shot_iterator(id_reader(tmp_path).init_dataset()).get_next()
+    with tf.Session() as sess, pytest.raises(tf.errors.UnknownError, match="it is cut off, though its last record is"):
+        drain(sess, batch)
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:

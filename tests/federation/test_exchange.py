@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from efl._steps import Exchange
+from efl._steps.marks import LAST
 from efl.errors import PeerClosed, PeerFailed
 from efl.transport import Limits
 from tests.transport.peers import both, connected, receives, sends
@@ -140,9 +141,9 @@ def test_the_leaders_last_step_is_the_followers_last(lengths, seed):
         for turn, length in enumerate(lengths):
             for number in range(length):
                 if number == length - 1:
-                    leader.exchange.announce_last(leader.scope, leader.scope.step + 1)
+                    leader.exchange.announce(leader.scope, leader.scope.step + 1, LAST)
                 assert leader.step(turn, number, None)
-                assert leader.exchange.is_last(leader.scope, leader.scope.step) == (number == length - 1)
+                assert (LAST in leader.exchange.marks_of(leader.scope, leader.scope.step)) == (number == length - 1)
 
     def follow():
         for turn in range(len(lengths)):
@@ -150,7 +151,7 @@ def test_the_leaders_last_step_is_the_followers_last(lengths, seed):
             while True:
                 assert follower.step(turn, number, None)
                 number += 1
-                if follower.exchange.is_last(follower.scope, follower.scope.step):
+                if LAST in follower.exchange.marks_of(follower.scope, follower.scope.step):
                     break
 
     with talking(leader, follower):

@@ -1,0 +1,39 @@
+"""What the parties do together after a step, because one of them alone has a reason.
+
+A time limit, the seconds between two checkpoints and a signal to end are known to one party only. The leader makes a
+mark of them, before it begins the step after which both act: the link is ordered and every step is mutual, so the
+follower knows of the mark before it could begin the step after it.
+"""
+
+from __future__ import annotations
+
+LAST = "last"  # the step is the last of its stage
+SAVE = "save"  # both save a checkpoint after it
+PART = "part:"  # both save, then the party whose role follows goes; its peer waits for it
+
+
+def parting(role: str) -> str:
+    """The mark after which a party goes."""
+    return PART + role
+
+
+def who_parts(marks: set[str]) -> str | None:
+    """The role of the party that goes after a step with these marks, or None."""
+    return next((mark[len(PART) :] for mark in sorted(marks) if mark.startswith(PART)), None)
+
+
+class Parted(Exception):
+    """Ends an attempt at a mark after which a party goes.
+
+    Attributes:
+      role: Who goes.
+    """
+
+    def __init__(self, role: str) -> None:
+        super().__init__(role)
+        self.role = role
+
+
+def is_mark(what: object) -> bool:
+    """Whether a peer may say so."""
+    return what in (LAST, SAVE, PART + "leader", PART + "follower")

@@ -1,0 +1,66 @@
+"""Does a compressed file have its end? TensorFlow does not ask.
+
+Where the data that can be inflated from a cut file stops exactly between two records, TensorFlow's reader takes this
+for the end of the file. So when a reader has come to the end of a compressed block, the file is inflated once more, to
+nowhere, and must end as its format ends. It costs about as much as TensorFlow's own reading of the file (0.2 s for 47
+MB inflated), once per file and process: not in later epochs, not before the first step, and not in a run that stops
+earlier. Files without compression are not touched; a cut between two of their records leaves no trace.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import zlib
+
+import tensorflow.compat.v1 as tf
+
+from efl.errors import DataError
+
+_WINDOW_BITS = {"GZIP": 31, "ZLIB": 15}
+_READ_BYTES = 1 << 20
+_INFLATED_BYTES = 16 << 20  # at a time: a small file may inflate to a very large one
+_SAID = re.compile(r"DataError: (cannot read [^\n]* move it away)")
+
+
+def with_end(records: tf.data.Dataset, path: tf.Tensor, compression: tf.Tensor) -> tf.data.Dataset:
+    """Returns the records of a file; after the last one reading fails where the file was cut off."""
+
+    def is_record(path: tf.Tensor) -> tf.Tensor:
+        return tf.numpy_function(_check, [path, compression], tf.bool)  # never
+
+    end = tf.data.Dataset.from_tensors(path).filter(lambda _: tf.not_equal(compression, "")).filter(is_record)
+    return records.concatenate(end)
+
+
+def said(message: str) -> str | None:
+    """What ``with_end`` said, in the message that TensorFlow made of it; None where it did not."""
+    found = _SAID.search(message)
+    return None if found is None else found[1]
+
+
+def _check(path: bytes, compression: bytes) -> bool:
+    name = tf.compat.as_text(path)
+    status = tf.io.gfile.stat(name)
+    if not _is_whole(name, tf.compat.as_text(compression), status.length, status.mtime_nsec):
+        raise DataError(
+            f"cannot read {name!r} to its end: it is cut off, though its last record is whole. Write the file again, "
+            "or move it away"
+        )
+    return False
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_whole(path: str, compression: str, length: int, mtime: int) -> bool:
+    """Whether the file's compressed data has its end; length and time tell a file that was written anew."""
+    inflater = zlib.decompressobj(_WINDOW_BITS[compression])
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while data := file.read(_READ_BYTES):
+            while data:
+                if inflater.eof:
+                    if compression != "GZIP":
+                        return True  # what follows the end is nothing to read
+                    inflater = zlib.decompressobj(_WINDOW_BITS[compression])  # gzip files may be strung together
+                inflater.decompress(data, _INFLATED_BYTES)
+                data = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+    return inflater.eof
