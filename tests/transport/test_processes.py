@@ -85,9 +85,11 @@ def test_a_peer_that_was_stopped_for_a_while_goes_on(role):
     process = start(other, address, FOREVER)
     try:
         channel.connect(30)
+        channel.send(out, 0, np.zeros(5, np.float32))  # both know that they have met
+        channel.recv(back, 0, 30)
         process.send_signal(signal.SIGSTOP)
         threading.Timer(3.0, process.send_signal, [signal.SIGCONT]).start()
-        for step in range(3):
+        for step in range(1, 4):
             channel.send(out, step, np.full(5, step, np.float32))
             channel.recv(back, step, 30)
     finally:
