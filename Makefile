@@ -1,7 +1,7 @@
 # Every target does its own set-up; on a fresh machine Python 3.10 or 3.11 and make are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-oldest lint bench docs lock clean
+.PHONY: help setup demo test faults test-oldest lint bench docs lock clean
 
 PYTHON ?=
 VENV := .venv
@@ -47,6 +47,9 @@ test: setup ## Run the tests.
 test-oldest: ## Run some tests with the oldest version of every dependency; ARGS=tests for all.
 	@$(MAKE) --silent VENV=$(OLDEST) LOCK=requirements-oldest.lock $(OLDEST)/.efl
 	@$(OLDEST)/bin/python -m pytest -n 2 $(or $(ARGS),$(OLDEST_TESTS))
+
+faults: setup ## Run the runs with faults: cuts, deaths, signals.
+	@$(BIN)/python -m pytest -n 2 tests/faults $(ARGS)
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .
