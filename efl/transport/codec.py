@@ -45,6 +45,7 @@ _BOOL = _CODES["bool"]
 _VIEWABLE = frozenset(_CODES.values()) - {_CODES["bfloat16"], _CODES["complex64"], _CODES["complex128"], STRING}
 _new = tuple.__new__
 _ALIGN = 64
+_STRINGS_AT_ONCE = 1 << 16
 
 
 class Encoded(NamedTuple):
@@ -159,11 +160,14 @@ def decode(code: int, shape: tuple[int, ...], payload: memoryview) -> np.ndarray
       The array, possibly read-only, sharing memory with ``payload``.
 
     Raises:
-      ProtocolError: String lengths do not add up, or a bool is neither 0 nor 1.
+      ProtocolError: String lengths do not add up, a bool is neither 0 nor 1, or no array can have this shape.
     """
-    if code == STRING:
-        return _decode_strings(shape, payload)
-    array: np.ndarray = np.ndarray(shape, _DTYPES[code], payload)
+    try:
+        if code == STRING:
+            return _decode_strings(shape, payload)
+        array: np.ndarray = np.ndarray(shape, _DTYPES[code], payload)
+    except ValueError:  # an empty one, for the others take more bytes than can come: numpy multiplies what is not 0
+        raise ProtocolError(f"no array can have the shape {shape}") from None
     if code == _BOOL and array.size and int(array.view(np.uint8).max()) > 1:
         raise ProtocolError("a bool tensor holds a byte that is neither 0 nor 1")
     return array.byteswap() if _SWAP else array
@@ -171,15 +175,16 @@ def decode(code: int, shape: tuple[int, ...], payload: memoryview) -> np.ndarray
 
 def _decode_strings(shape: tuple[int, ...], payload: memoryview) -> np.ndarray:
     count = math.prod(shape)
-    lengths = np.frombuffer(payload[: 4 * count], "<u4").astype(np.int64)
-    ends = np.cumsum(lengths) + 4 * count
-    if (int(ends[-1]) if count else 0) != len(payload):
+    ends = np.cumsum(np.frombuffer(payload[: 4 * count], "<u4"), dtype=np.int64)
+    came = len(payload) - 4 * count
+    if (int(ends[-1]) if count else 0) != came:
         raise ProtocolError(
-            f"the lengths of {count} strings add up to {int(lengths.sum())} bytes, {len(payload) - 4 * count} came"
+            f"the lengths of {count} strings add up to {int(ends[-1]) if count else 0} bytes, {came} came"
         )
     out = np.empty(count, object)
-    start = 4 * count
-    for position, end in enumerate(ends.tolist()):
-        out[position] = bytes(payload[start:end])
-        start = end
+    payload, start = payload[4 * count :], 0
+    for first in range(0, count, _STRINGS_AT_ONCE):  # a list of all ends would take ten times what came
+        for position, end in enumerate(ends[first : first + _STRINGS_AT_ONCE].tolist(), first):
+            out[position] = bytes(payload[start:end])
+            start = end
     return out.reshape(shape)

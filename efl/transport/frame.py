@@ -23,6 +23,7 @@ from efl.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
 MAX_NDIM = 32
+MAX_FRAMES = 4096  # in one message; parties join frames up to 64 KiB
 DIGEST_BYTES = 16
 
 _MAGIC = 0x314C4645  # "EFL1"
@@ -152,6 +153,8 @@ def decode(message: bytes) -> list[Frame]:
     frames: list[Frame] = []
     at = 0
     while at < size or not frames:
+        if len(frames) >= MAX_FRAMES:  # each costs many times its size in Python objects
+            raise DamagedFrame(f"a message of more than {MAX_FRAMES} frames")
         if size - at < HEADER_BYTES:
             raise DamagedFrame(f"a frame header takes {HEADER_BYTES} bytes, {size - at} are left in the message")
         (checksum, magic, kind, flags, dtype, ndim, tensor, length,

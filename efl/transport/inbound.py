@@ -38,6 +38,13 @@ class _Partial(NamedTuple):
     filled: int
 
 
+def _apart(payload: memoryview) -> memoryview:
+    """The same bytes, copied where they would keep a message alive that is more than twice as large: the window counts
+    only what was asked for.
+    """
+    return memoryview(bytes(payload)) if len(payload.obj) > 2 * len(payload) + 1024 else payload  # type: ignore[arg-type]
+
+
 class Inbound:
     """Turns the peer's data frames into messages.
 
@@ -98,9 +105,13 @@ class Inbound:
         self.messages += 1
         self.bytes += total
         if frame.offset == 0 and len(frame.payload) == total:
-            return self._finish(frame, frame.payload)
+            return self._finish(frame, _apart(frame.payload))
         self._check_piece(frame, 0)
-        first = _Partial(frame._replace(payload=memoryview(b"")), codec.allocate(total), 0)
+        try:
+            buffer = codec.allocate(total)
+        except MemoryError:
+            raise self._fail(frame, f"there is no memory for its {total} bytes") from None
+        first = _Partial(frame._replace(payload=memoryview(b"")), buffer, 0)
         return self._continue(frame, first)
 
     def _fail(self, frame: Frame, what: str) -> ProtocolError:
