@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from efl.errors import ProtocolError
+from efl.errors import EflError, ProtocolError
 from efl.transport import frame as wire
 from efl.transport import handshake
 from efl.transport.frame import Kind
 from efl.transport.handshake import Hello
 from efl.transport.inbound import Message
 from efl.transport.limits import Limits
+from efl.transport.said import MAX_TEXT, encodable, plain, read_json
 
-MAX_TEXT = 4000  # characters of a reason or an error of the peer
+_MAX_REFUSAL_BYTES = 8 << 20
+_MAX_REASONS = 10_000
+_MAX_ABORT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Control:
 
     topic: str
     body: dict[str, Any]
+    size: int = field(default=0, compare=False)  # bytes on the wire
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def read_claim(payload: bytes | memoryview) -> Claim:
     """
     if len(payload) > 1000:
         raise ProtocolError(f"a claim of {len(payload)} bytes")
-    body = handshake.read_json(payload, "claim")
+    body = read_json(payload, "claim")
     if not (isinstance(body, list) and len(body) == 3 and all(isinstance(name, str) for name in body[:2])):
         raise ProtocolError("malformed claim to a conversation")
     if type(body[2]) is not int or not 0 < body[2] < 1 << 62:
@@ -104,13 +108,35 @@ def read_refusal(payload: bytes | memoryview) -> Refused:
     Raises:
       ProtocolError: It is malformed.
     """
-    body = handshake.read_json(payload, "refusal")
+    if len(payload) > _MAX_REFUSAL_BYTES:
+        raise ProtocolError(f"a refusal of {len(payload)} bytes")
+    body = read_json(payload, "refusal")
     reasons = body.get("reasons") if isinstance(body, dict) else None
     if not isinstance(reasons, list):
         raise ProtocolError("malformed refusal")
-    return Refused(
-        tuple(str(r)[:MAX_TEXT] for r in reasons), body.get("busy") is True, unknown=body.get("unknown") is True
-    )
+    told = tuple(plain(str(reason)) for reason in reasons[:_MAX_REASONS])
+    return Refused(told, body.get("busy") is True, unknown=body.get("unknown") is True)
+
+
+def abort(error: BaseException, where: str, share_text: bool) -> bytes:
+    """The payload of an ABORT frame: the type of the error, and its text when it is one of efl's own or shared."""
+    text = encodable(str(error)[:MAX_TEXT]) if share_text or isinstance(error, EflError) else ""
+    body = {"type": encodable(type(error).__name__[:100]), "text": text, "where": encodable(where[:200])}
+    return json.dumps(body).encode()
+
+
+def read_abort(payload: bytes | memoryview) -> Aborted:
+    """Reads the payload of an ABORT frame.
+
+    Raises:
+      ProtocolError: It is malformed.
+    """
+    if len(payload) > _MAX_ABORT_BYTES:
+        raise ProtocolError(f"a message of failure of {len(payload)} bytes")
+    body = read_json(payload, "message of failure")
+    body = body if isinstance(body, dict) else {}
+    kind, text, where = (str(body.get(key, "")) for key in ("type", "text", "where"))
+    return Aborted(plain(kind, 100) or "an error", plain(text), plain(where, 200))
 
 
 def read_first(message: bytes, limits: Limits) -> Hello | Claim:

@@ -11,14 +11,13 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from efl.errors import ConfigError, EflError, ProtocolError
 from efl.transport import codec
 from efl.transport.frame import MAX_NDIM, PROTOCOL_VERSION
 from efl.transport.limits import Limits
-
-JSON = Any  # None, bool, int, float, str, lists and dicts (with str keys) of these
+from efl.transport.said import JSON, MAX_TEXT, encodable, plain, read_json
 
 #: Which role talks to which.
 PARTNERS = {"leader": "follower", "follower": "leader"}
@@ -27,8 +26,10 @@ TOKEN = "pace"
 #: The fact that says that a party has failed, and with what.
 FAILED = "failed"
 MAX_HELLO_BYTES = 8 << 20
-_FAILURE_LENGTH, _NAME_LENGTH = 4000, 80
+_NAME_LENGTH = 80
 _MAX_DIMENSION = 1 << 40
+_MAX_TERMS = 4096
+_MAX_VALUE, _MAX_REASONS = 1000, 1 << 19  # characters: of a value within a reason, of all reasons
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,17 @@ def disagreements(mine: Hello, peer: Hello) -> list[str]:
     if failures:
         return failures  # of a program that failed before it was complete, nothing else is worth comparing
     tensors, terms = _tensor_disagreements(first, second), _term_disagreements(first, second)
-    return [*(found.text for found in _causes(tensors, terms, (first, second))), *terms]
+    return _bounded([*(found.text for found in _causes(tensors, terms, (first, second))), *terms])
+
+
+def _bounded(reasons: list[str]) -> list[str]:
+    """As many as both can be told; the last says how many there were."""
+    size = 0
+    for count, reason in enumerate(reasons):
+        size += len(reason)
+        if size > _MAX_REASONS:
+            return [*reasons[:count], f"... and {len(reasons) - count} more"]
+    return reasons
 
 
 def failure_facts(error: BaseException) -> dict[str, JSON]:
@@ -130,15 +141,15 @@ def failure_facts(error: BaseException) -> dict[str, JSON]:
 
     The peer learns the type of the error, and the text of one of efl's own (the texts of others may quote data).
     """
-    text = str(error) if isinstance(error, EflError) else ""
-    return {FAILED: {"type": type(error).__name__, "text": text[:_FAILURE_LENGTH]}}
+    text = encodable(str(error)) if isinstance(error, EflError) else ""
+    return {FAILED: {"type": type(error).__name__, "text": text[:MAX_TEXT]}}
 
 
 def _failure(hello: Hello) -> str:
     told = hello.facts[FAILED]
     kind, text = (told.get("type"), told.get("text")) if isinstance(told, dict) else (None, None)
-    kind = kind[:_NAME_LENGTH] if isinstance(kind, str) and kind else "an error"
-    text = text[:_FAILURE_LENGTH] if isinstance(text, str) and text else "its own log says why"
+    kind = plain(kind, _NAME_LENGTH) if isinstance(kind, str) and kind else "an error"
+    text = plain(text) if isinstance(text, str) and text else "its own log says why"
     return f"the {hello.role} could not begin: {kind}: {text}"
 
 
@@ -214,13 +225,20 @@ def _term_disagreements(first: Hello, second: Hello) -> list[str]:
     mine, theirs = _normal(first.terms), _normal(second.terms)
     found = []
     for key in sorted(mine.keys() | theirs.keys()):
+        what = f"{key:.{_MAX_VALUE}}"
         if key not in mine or key not in theirs:
             has, lacks = (first, second) if key in mine else (second, first)
-            found.append(f"{key}: the {has.role} has {_normal(has.terms)[key]!r}, the {lacks.role} does not state it")
+            value = (mine if key in mine else theirs)[key]
+            found.append(f"{what}: the {has.role} has {_short(value)}, the {lacks.role} does not state it")
         elif json.dumps(mine[key], sort_keys=True) != json.dumps(theirs[key], sort_keys=True):
             # compared as text: 1, 1.0 and True are three settings
-            found.append(f"{key}: the {first.role} has {mine[key]!r}, the {second.role} has {theirs[key]!r}")
+            one, other = _short(mine[key]), _short(theirs[key])
+            found.append(f"{what}: the {first.role} has {one}, the {second.role} has {other}")
     return found
+
+
+def _short(value: JSON) -> str:
+    return f"{value!r:.{_MAX_VALUE}}"
 
 
 def _normal(terms: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -303,12 +321,14 @@ def parse(text: bytes | memoryview, limits: Limits) -> tuple[Hello, dict[str, in
     _need(isinstance(body, dict), "it is not a JSON object")
     role, instance, version = body.get("role"), body.get("instance"), body.get("version")
     _need(_is_int(version) and 0 <= version < 1 << 32, f"version {version!r}")
-    _need(isinstance(role, str) and 0 < len(role) <= 64, f"role {role!r:.80}")
+    # It is printed as it is.
+    _need(isinstance(role, str) and 0 < len(role) <= 64 and role.isprintable(), f"role {role!r:.80}")
     _need(isinstance(instance, str) and 0 < len(instance) <= 64, f"instance {instance!r:.80}")
     if version != PROTOCOL_VERSION:  # another version may have another form: only say so
         return Hello(role, instance=instance, version=version), {}
     terms, facts, listed = body.get("terms"), body.get("facts"), body.get("tensors")
     _need(isinstance(terms, dict) and isinstance(facts, dict), "terms and facts must be JSON objects")
+    _need(len(terms) <= _MAX_TERMS and len(facts) <= _MAX_TERMS, f"more than {_MAX_TERMS} terms or facts")
     _need(isinstance(listed, list), "no list of tensors")
     _need(len(listed) <= limits.max_tensors, f"{len(listed)} tensors; at most {limits.max_tensors} are accepted")
     tensors = tuple(_parse_tensor(entry, limits) for entry in listed)
@@ -319,29 +339,6 @@ def parse(text: bytes | memoryview, limits: Limits) -> tuple[Hello, dict[str, in
     shared = {name: given.get(name) for name in _SHARED_LIMITS}
     _need(all(_is_int(v) and 0 < v < 1 << 62 for v in shared.values()), f"limits {shared!r:.200}")
     return Hello(role, tensors, terms, facts, instance, version), shared
-
-
-def read_json(text: bytes | memoryview, what: str) -> JSON:
-    """Parses JSON of a peer.
-
-    Args:
-      text: UTF-8 JSON, its length already checked.
-      what: What it should be, for the message.
-
-    Returns:
-      The value.
-
-    Raises:
-      ProtocolError: It is not JSON, nested too deeply, or holds NaN or an infinity.
-    """
-    try:
-        return json.loads(str(text, "utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ProtocolError(f"a {what} that is not JSON ({type(error).__name__})") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
 
 
 def _is_int(value: object) -> bool:

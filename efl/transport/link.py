@@ -25,17 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from efl.errors import ConfigError, EflError, ProtocolError
+from efl.errors import ConfigError, ProtocolError
 from efl.transport import events, handshake
-from efl.transport.events import MAX_TEXT, Aborted, Accepted, Claim, Control, Event, Goodbye, Refused, Resumed
+from efl.transport.events import Accepted, Claim, Control, Event, Goodbye, Refused, Resumed
 from efl.transport.frame import FLAG_HUNGRY, Frame, Kind
 from efl.transport.handshake import Hello, TensorSpec
 from efl.transport.inbound import Inbound, Message
 from efl.transport.ledger import Ledger
 from efl.transport.limits import MIB, Limits
 from efl.transport.outbound import Outbound, Outgoing
+from efl.transport.said import read_json
 
 _DATA = Kind.DATA
+_WORDLESS = (Kind.ACK, Kind.PING, Kind.BYE)
 
 
 class State(enum.Enum):
@@ -94,6 +96,7 @@ class Link:
         self._ack_bytes, self._ack_messages, self._max_control = MIB, 1, 0
         self._attempt = 0  # number of the newest claim, of the side that dials
         self._knocked = False  # this side has sent RESUME on the connection to come
+        self._fed = False  # the message being received has asked for credit, and been answered
         self._peer_hungry = False  # the peer waits for credit: announce every message that is consumed
         self._asked = (-1, -1, -1)
         self._heard, self._said = now, now
@@ -222,11 +225,12 @@ class Link:
           ConfigError: It is not JSON or too large.
         """
         where = f"send_control({topic!r})"
-        if not isinstance(topic, str) or not 0 < len(topic.encode()) <= self._limits.max_name_bytes:
+        if not isinstance(topic, str) or not 0 < len(topic.encode("utf-8", "replace")) <= self._limits.max_name_bytes:
             raise ConfigError(f"{where}: expected a topic of 1 to {self._limits.max_name_bytes} bytes")
         try:
             text = json.dumps([topic, dict(body)], allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
+            read_json(text, "control message")  # what we would refuse we do not say
+        except (TypeError, ValueError, RecursionError, ProtocolError) as error:
             raise ConfigError(f"{where}: the body must be a JSON object: {error}") from error
         if len(text) > self._max_control:
             raise ConfigError(
@@ -249,9 +253,7 @@ class Link:
         if self.state is State.OVER:
             return
         self._ledger.queue.clear()
-        text = str(error)[:MAX_TEXT] if share_text or isinstance(error, EflError) else ""
-        body = {"type": type(error).__name__, "text": text, "where": where[:200]}
-        self._ledger.put(Kind.ABORT, json.dumps(body).encode())
+        self._ledger.put(Kind.ABORT, events.abort(error, where, share_text))
         self.state = State.OVER
 
     @property
@@ -314,7 +316,7 @@ class Link:
         Raises:
           ProtocolError: The peer broke the protocol; it is told, and the conversation is over.
         """
-        self._heard = now
+        self._heard, self._fed = now, False
         happened: list[Event] = []
         try:
             for frame in frames:
@@ -341,11 +343,9 @@ class Link:
     def _handle(self, frame: Frame) -> Event | None:
         kind = frame.kind
         if kind is Kind.ABORT:
-            body = handshake.read_json(frame.payload, "message of failure")
+            aborted = events.read_abort(frame.payload)
             self.state = State.OVER
-            body = body if isinstance(body, dict) else {}
-            said = [str(body.get(key, "")) for key in ("type", "text", "where")]
-            return Aborted(said[0][:100] or "an error", said[1][:MAX_TEXT], said[2][:200])
+            return aborted
         if kind is Kind.REFUSE:
             return self._on_refuse(frame)
         if self.state is State.AWAY:
@@ -354,6 +354,8 @@ class Link:
             return self._on_resume(frame)
         if self.state is State.HELLO:
             return self._on_hello(frame)
+        if kind in _WORDLESS and frame.payload:
+            raise ProtocolError(f"{kind.name} with a payload of {len(frame.payload)} bytes")
         if self.state is State.AGREED:
             if kind is not Kind.ACCEPT:
                 raise ProtocolError(f"{kind.name} before both sides have accepted")
@@ -362,7 +364,8 @@ class Link:
             return Accepted(self.peer)
         self._on_credit(frame)
         if kind in (Kind.PING, Kind.ACK):
-            if frame.flags & FLAG_HUNGRY:
+            if frame.flags & FLAG_HUNGRY and not self._fed:
+                self._fed = True  # one answer to a message, however often it asks
                 self._peer_hungry = self._inbound.consumed < self._inbound.messages
                 self._ledger.put(Kind.ACK)
             return None
@@ -393,7 +396,7 @@ class Link:
                 raise ProtocolError(
                     f"a control message of {len(frame.payload)} bytes; at most {self._limits.max_control_bytes}"
                 )
-            body = handshake.read_json(frame.payload, "control message")
+            body = read_json(frame.payload, "control message")
             if not (
                 isinstance(body, list) and len(body) == 2 and isinstance(body[0], str) and isinstance(body[1], dict)
             ):
@@ -403,7 +406,7 @@ class Link:
             self._ledger.unannounced += len(frame.payload)
             if self._ledger.unannounced >= self._ack_bytes:
                 self._ledger.put(Kind.ACK)
-            return Control(body[0], body[1])
+            return Control(body[0], body[1], len(frame.payload))
         self.peer_goodbye = True
         self._ledger.put(Kind.ACK)  # so that the peer knows at once that all has arrived
         return Goodbye()
