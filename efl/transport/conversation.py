@@ -44,6 +44,8 @@ _HANDSHAKE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 _LAST_WORDS_AWAY_SECONDS = 5.0
 _STRANGER_SECONDS = 10.0  # between two warnings of the same kind about somebody who is turned away
+_UNREAD_CONTROLS = 16  # times max_control_bytes may wait to be read
+_UNSENT_FRAMES = 1 << 17  # may wait for the stream; what a window and control messages need is far less
 _DAMAGES = 5  # damaged messages in a row, with nothing good in between, that are blamed on the line
 
 
@@ -65,6 +67,7 @@ class Conversation(stream.Handler):
         self.endpoint, self.hello, self.limits = endpoint, hello, limits
         self.partner = handshake.PARTNERS[hello.role]
         self.lock = threading.Lock()
+        self._reading_first = threading.Lock()  # what strangers say takes memory: one at a time
         self.changed = threading.Condition(self.lock)
         self.waiting = 0  # threads that wait on ``changed``
         self.link: Link | None = None
@@ -206,7 +209,8 @@ class Conversation(stream.Handler):
         try:
             if connection is self.candidate:
                 return self._answered(connection, wire.decode(message)[0])
-            first = events.read_first(message, self.limits)
+            with self._reading_first:
+                first = events.read_first(message, self.limits)
             reasons, busy, unknown = self._judge(connection, first)
             if not reasons:
                 return True
@@ -256,7 +260,10 @@ class Conversation(stream.Handler):
     def _answered(self, connection: stream.Connection, frame: wire.Frame) -> bool:
         """The first answer to a claim of ours."""
         if frame.kind is wire.Kind.RESUME:
+            claim = events.read_claim(frame.payload)
             with self.lock:
+                if self.link is None or not self.link.is_ours(claim):
+                    raise ProtocolError("it answers for another conversation")
                 if self.candidate is not connection or self.link is None or self.over or self.error is not None:
                     return False
                 self.link.lost()
@@ -293,10 +300,13 @@ class Conversation(stream.Handler):
             self.counts["messages_received"] += 1
             if event.topic in self.control_callbacks:
                 return False
-            self.controls.deliver(event.topic, event.body)
+            self.controls.deliver(event.topic, event.body, event.size)
             if self.controls.unread > self.limits.max_unread_controls:
                 most = self.limits.max_unread_controls
                 raise self.link.reject(ProtocolError(f"more than max_unread_controls={most} control messages"))
+            if self.controls.unread_bytes > _UNREAD_CONTROLS * self.limits.max_control_bytes:
+                most = self.controls.unread_bytes
+                raise self.link.reject(ProtocolError(f"{most} bytes of control messages that nobody has read"))
             return True
         if isinstance(event, events.Goodbye):
             self.wake_takers()
@@ -530,6 +540,8 @@ class Conversation(stream.Handler):
                     self.link.alive(now)
                 silent = self.link.tick(now)
                 self.flush()
+                if connection is not None and connection.outbox.waiting > _UNSENT_FRAMES:
+                    silent = silent or "it does not read what is sent to it"
                 label = self.link.peer_label
             if stalled is not None:
                 stalled.close()

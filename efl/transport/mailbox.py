@@ -40,12 +40,12 @@ class Mailbox(Generic[T]):
     """Items by key, first in first out, and the threads that wait for a key."""
 
     def __init__(self) -> None:
-        self._items: dict[Hashable, deque[T]] = {}
+        self._items: dict[Hashable, deque[tuple[T, int]]] = {}
         self._slots: dict[Hashable, deque[Slot[T]]] = {}
-        self.unread = 0
+        self.unread = self.unread_bytes = 0
 
-    def deliver(self, key: Hashable, item: T) -> bool:
-        """Hands ``item`` to the thread that waits for it, or keeps it.
+    def deliver(self, key: Hashable, item: T, size: int = 0) -> bool:
+        """Hands ``item`` to the thread that waits for it, or keeps it and counts its ``size``.
 
         Returns:
           True when a thread has taken it.
@@ -56,8 +56,9 @@ class Mailbox(Generic[T]):
             if not slots:
                 del self._slots[key]
             return True
-        self._items.setdefault(key, deque()).append(item)
+        self._items.setdefault(key, deque()).append((item, size))
         self.unread += 1
+        self.unread_bytes += size
         return False
 
     def take(self, key: Hashable) -> T | None:
@@ -65,8 +66,9 @@ class Mailbox(Generic[T]):
         items = self._items.get(key)
         if not items:
             return None
-        item = items.popleft()
+        item, size = items.popleft()
         self.unread -= 1
+        self.unread_bytes -= size
         if not items:
             del self._items[key]
         return item

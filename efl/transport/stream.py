@@ -32,7 +32,8 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 _PACK_BYTES = 64 << 10
-_MAX_CONNECTIONS = 16
+_MAX_CONNECTIONS = 32
+_MAX_NAMELESS = 16  # that have said nothing yet; the oldest goes when one more comes, or strangers could fill the port
 _FIRST_MESSAGE_SECONDS = 10.0
 _TLS_SECONDS = 10.0  # for a TLS handshake; gRPC's default is two minutes
 _CALL = f"/{_SERVICE}/{_METHOD}"
@@ -52,6 +53,11 @@ class Outbox:
     def put(self, frame: bytes) -> None:
         """Queues a frame."""
         self._queue.put(frame)
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait to be drawn, about."""
+        return self._queue.qsize()
 
     def end(self) -> None:
         """Ends the direction after what is queued."""
@@ -251,6 +257,8 @@ class Listener:
           ConfigError: The address is taken or is not one of this machine's, or the certificates cannot be used.
         """
         self._handler, self._endpoint = handler, endpoint
+        self._lock = threading.Lock()
+        self._nameless: collections.deque[_Served] = collections.deque()
         self._handshakes: collections.deque[float] = collections.deque(maxlen=64)  # begun, and no call yet
         credentials = None
         if endpoint.tls is not None:
@@ -311,6 +319,11 @@ class Listener:
             self._handler.on_stranger(urllib.parse.unquote(context.peer()), why)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, why)  # raises
         connection = _Served(context)
+        with self._lock:
+            self._nameless.append(connection)
+            surplus = self._nameless.popleft() if len(self._nameless) > _MAX_NAMELESS else None
+        if surplus is not None:
+            surplus.close()
         if not context.add_callback(connection.ended):
             connection.ended()
         connection.reader = threading.Thread(
@@ -321,12 +334,16 @@ class Listener:
 
     def _read(self, connection: _Served, requests: Iterator[bytes]) -> None:
         why = ""
+        named = False
         silent = threading.Timer(_FIRST_MESSAGE_SECONDS, connection.close)
         silent.daemon = True
         silent.start()
         try:
             for message in requests:
-                silent.cancel()
+                if not named:
+                    named = True
+                    silent.cancel()
+                    self._named(connection)
                 self._handler.on_message(connection, message)
         except grpc.RpcError as error:
             why = _reason(error)
@@ -336,7 +353,12 @@ class Listener:
             why = "the connection was reset"
         finally:
             silent.cancel()
+            self._named(connection)
             self._handler.on_end(connection, why)
+
+    def _named(self, connection: _Served) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._nameless.remove(connection)
 
     def close(self, grace: float) -> None:
         """Closes the port; streams get ``grace`` seconds to end. The port is free when this returns."""
