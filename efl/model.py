@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import tensorflow.compat.v1 as tf
 from efl import _compile, _readers
 from efl._definition import Definition
 from efl._gradients import OptConfig
+from efl._interrupt import told
 from efl._program import Program, ancestors
 from efl._run import Run
 from efl._session import HookedSession
@@ -34,6 +36,8 @@ from efl.stage import Stage, StageManager
 if TYPE_CHECKING:
     from efl._gradients import Sent
     from efl.procedure_fn import Procedure
+
+_log = logging.getLogger("efl")
 
 
 class Model(Definition):
@@ -113,6 +117,9 @@ class Model(Definition):
             raise ModelError("the model is compiled already")
         try:
             self._check_and_compile(session_config, sync_optimizer_config, opt_config)
+        except KeyboardInterrupt as error:
+            _log.warning("%s: interrupted in compile()", self._who)
+            raise told(error) from None
         except EflError as error:
             self._could_not_begin(error)
             raise error.with_traceback(None) from None  # the message says it; efl's own frames would bury it
@@ -194,7 +201,7 @@ class Model(Definition):
         try:
             self._run.execute()
         except KeyboardInterrupt as error:
-            raise error.with_traceback(None) from None
+            raise told(error) from None
         except EflError as error:
             raise error.with_traceback(None) from None
 
