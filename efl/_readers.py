@@ -7,7 +7,7 @@ features to their ``IteratorGetNext``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -20,11 +20,6 @@ from efl.errors import DataError
 _log = logging.getLogger("efl")
 READERS = "efl_readers"
 _DEPENDENT = ("Placeholder", "VarHandleOp", "Variable", "VariableV2")
-
-
-def kept_inputs(programs: Iterable[Program]) -> dict[str, bool]:
-    """Scope -> whether a restarted run finds the place in its input again."""
-    return {str(program.scope): bool(own(program)) for program in programs if program.sample is not None}
 
 
 def forget(session: tf.Session, keep: Container[TaskScope]) -> None:
@@ -49,12 +44,13 @@ def initialize(session: tf.Session, again: bool = False) -> None:
         else:
             reader.initialize_iter(session)
     graph = session.graph
-    makers = [op for op in graph.get_operations() if op.type == "MakeIterator" and _independent(op)]
+    makers = [op for op in graph.get_operations() if op.type == "MakeIterator" and independent(op)]
     for op in makers:
         session.run(op)
 
 
-def _independent(maker: tf.Operation) -> bool:
+def independent(maker: tf.Operation) -> bool:
+    """Whether efl can run this initializer: it is an iterator's, and needs neither feeding nor variables."""
     handle = maker.inputs[1].op
     if handle.type not in ("IteratorV2", "Iterator"):
         return False
@@ -73,7 +69,7 @@ def restart(session: tf.Session, program: Program) -> None:
         reader.restart(session)
     if readers or program.sample is None:
         return
-    for handle in _iterators(program):
+    for handle in iterators_of(program):
         op = _restart_op(session.graph, handle)
         if op is None:
             _log.warning(
@@ -86,7 +82,8 @@ def restart(session: tf.Session, program: Program) -> None:
             session.run(op)
 
 
-def _iterators(program: Program) -> Iterable[tf.Operation]:
+def iterators_of(program: Program) -> set[tf.Operation]:
+    """The iterators that a program's features come from."""
     tensors = feature_tensors(program.sample)
     return {op.inputs[0].op for op in ancestors(*(t.op for t in tensors)) if op.type.startswith("IteratorGetNext")}
 
@@ -109,7 +106,7 @@ def _restart_op(graph: tf.Graph, handle: tf.Operation) -> tf.Operation | None:
             made = graph.create_op("StatefulPartitionedCall", [], [tf.variant], name=f"{name}/data", attrs=attrs)
             return tf.raw_ops.MakeIterator(dataset=made.outputs[0], iterator=handle.outputs[0], name=name)
     for consumer in handle.outputs[0].consumers():
-        if consumer.type == "MakeIterator" and _independent(consumer):
+        if consumer.type == "MakeIterator" and independent(consumer):
             return consumer
     return None
 

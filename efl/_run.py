@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow.compat.v1 as tf
 
-from efl import _readers
+from efl import _random_ops, _readers
 from efl._agreement import Facts, Start, shared_seed, where_to_start
 from efl._checkpoint import CheckpointStore, Known, mismatches
+from efl._iterators import OwnIterators
 from efl._position import Position
 from efl._session import HookedSession
 from efl._signals import TERMINATED, Signals
@@ -87,7 +88,9 @@ class Run:
         self._saved_at = time.monotonic()
         self.signals = Signals(self._on_terminate, self._abort_step)
         # Here, since other threads, which ask for the facts too, have another default graph.
-        self._inputs = _readers.kept_inputs(model._programs.values())
+        self._iterators = self._examine_inputs()
+        self._goes_on = False  # with the procedure that the restored checkpoint was made in
+        self._resumed: set[TaskScope] = set()  # whose inputs go on where that checkpoint has them
         logs = Path(settings.log_dir) / self._role if settings.log_dir else folder / "logs" if folder else None
         model.history = []
         self.reporter = Reporter(
@@ -98,6 +101,19 @@ class Run:
             lambda: model.steps_trained,
             str(logs) if logs else None,
         )
+
+    def _examine_inputs(self) -> OwnIterators:
+        """Finds what of the inputs a checkpoint can hold, and says what it cannot."""
+        if self._store is None:
+            return OwnIterators([])
+        programs = self._model._programs.values()
+        iterators, warnings = OwnIterators.of(programs)
+        if self._procedure.trains:
+            for text in warnings:
+                _log.warning("%s: %s", self._role, text)
+            for text in _random_ops.told(programs) if self._fit == 1 else ():
+                _log.info("%s: %s", self._role, text)
+        return iterators
 
     def execute(self) -> None:
         """Runs everything; on an error tells the peer, and raises it."""
@@ -298,7 +314,7 @@ class Run:
             save_steps=self._save_steps if self._store else None,
             steps_trained=model.steps_trained if model.in_step else 0,
             warm=model.in_step,
-            inputs=self._inputs,
+            inputs=self._iterators.kept,
             run=secrets.token_hex(8),
             seed=None if self._role == "follower" else shared_seed(self._own_seed()),
         )
@@ -385,7 +401,8 @@ class Run:
                 hook.begin()
                 model.begun_hooks.append(hook)
         if self._store is not None and self._saver is None:
-            self._saver = tf.train.Saver(self._held(), max_to_keep=0, save_relative_paths=True)
+            held = [*self._held(), *self._iterators.saveables]
+            self._saver = tf.train.Saver(held, max_to_keep=0, save_relative_paths=True)
         if fresh:
             model._session = HookedSession(graph, model._session_config)
             raw = model.session.raw_session()
@@ -408,6 +425,10 @@ class Run:
         model.session.start(self._hooks())
         if fresh:
             _readers.initialize(raw)
+            if start.restore is not None and self._store is not None:
+                # A script that only evaluates, or trains alone in another way, may read other data than what saved.
+                strict = self._procedure.trains and (self._goes_on or self._communicator is not None)
+                self._iterators.restore(raw, self._store.prefix(start.restore[0]), self._resumed, strict)
         else:
             for program in model._programs.values():
                 if program.exhausted and program.scope.mode is MODE.TRAIN:
@@ -441,7 +462,7 @@ class Run:
                 + "; ".join(f"{variable.op.name} {text}" for variable, text in differences.items())
             )
         saver = self._saver
-        if absent:
+        if absent or self._iterators.saveables:  # these need their initializers first
             saver = tf.train.Saver([v for v in self._held() if v not in absent])
         saver.restore(raw, prefix)
         state = self._store.state(position)
@@ -450,12 +471,15 @@ class Run:
         for program in model._programs.values():
             program.exhausted = program.scope.wire in state["exhausted"]
         self._saved, self._exhausted_then = position, self._exhausted()
-        if position.fit == self._fit and state["fits"] == [*model.fits, self._procedure.describe()]:
+        self._goes_on = position.fit == self._fit and state["fits"] == [*model.fits, self._procedure.describe()]
+        if self._goes_on:
             model.stage_mgr.restore(state["stage"])
             model.shared_seed = int(state["shared_seed"])
+            self._resumed = set(model._programs)
         else:
             # Another procedure: training data goes on with the next row unless it had ended, evaluation begins anew.
-            _readers.forget(raw, {TaskScope(MODE.TRAIN, t) for t in model.tasks(MODE.TRAIN)} - self._exhausted())
+            self._resumed = {TaskScope(MODE.TRAIN, t) for t in model.tasks(MODE.TRAIN)} - self._exhausted()
+            _readers.forget(raw, self._resumed)
 
     def _exhausted(self) -> set[TaskScope]:
         return {scope for scope, program in self._model._programs.items() if program.exhausted}
@@ -490,6 +514,8 @@ class Run:
         started = time.monotonic()
         self._store.save(model.session.raw_session(), self._saver, position, state)
         self._saved, self._exhausted_then, self._saved_at = position, self._exhausted(), time.monotonic()
+        if position.trained:
+            self._iterators.tell_size(self._store.prefix(position))
         known = position, self._lineage
         if self._communicator is not None:
             if known in self._peer_saved:
