@@ -44,7 +44,7 @@ _HANDSHAKE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 _LAST_WORDS_AWAY_SECONDS = 5.0
 _STRANGER_SECONDS = 10.0  # between two warnings of the same kind about somebody who is turned away
-_UNREAD_CONTROLS = 16  # times max_control_bytes may wait to be read
+_UNREAD_CONTROLS = 8  # times max_control_bytes may wait to be read
 _UNSENT_FRAMES = 1 << 17  # may wait for the stream; what a window and control messages need is far less
 _DAMAGES = 5  # damaged messages in a row, with nothing good in between, that are blamed on the line
 

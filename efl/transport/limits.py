@@ -28,7 +28,7 @@ class Limits:
       tensors).
       max_outstanding_bytes: Bytes sent that the receiver has not yet consumed. One message always passes.
       max_unread_controls: Control messages that wait to be read, all topics together.
-      max_control_bytes: Largest control message, in bytes of JSON. 16 times that may wait to be read.
+      max_control_bytes: Largest control message, in bytes of JSON. 8 times that may wait to be read.
       chunk_bytes: Tensors larger than this travel in pieces of this size.
       heartbeat_seconds: A side that has sent nothing for so long sends a ping.
       dead_seconds: A connection on which nothing has come for so long is given up, and looked for anew.
