@@ -188,3 +188,11 @@ def test_the_demo_from_a_fresh_interpreter(tmp_path):
     assert rows["federated"] == pytest.approx(rows["one process, whole"], abs=1)
     assert re.search(r"^largest relative difference of a weight after 10 steps: \S+( \(bit .* same\))?$", shown, re.M)
     assert (tmp_path / "out" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_demo_of_one_epoch_which_is_shorter_than_ten_steps(tmp_path):
+    command = [sys.executable, str(MNIST / "demo.py"), "--epochs", "1", "--out", "out"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "\nscikit-learn digits, 1 epoch\n" in result.stdout
+    assert "largest relative difference of a weight after 5 steps" in result.stdout
