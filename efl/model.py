@@ -405,26 +405,26 @@ class Model(Definition):
         if program.scope.mode is MODE.TRAIN:
             self.steps_trained += 1
             assert self._run is not None
-            self._run.maybe_save()
+            self._run.keeping.maybe_save()
 
     def _check_signals(self) -> None:
         if self._run is not None:
-            self._run.signals.check()
+            self._run.leaving.signals.check()
 
     def _stepping(self, begins: bool) -> None:
         if self._run is not None:
-            self._run.signals.stepping = begins
+            self._run.leaving.signals.stepping = begins
 
     def _marks_due(self) -> list[str]:
-        return [] if self._run is None else self._run.marks_due()
+        return [] if self._run is None else self._run.leaving.marks_due()
 
     def _at_marks(self, reached: set[str]) -> None:
         assert self._run is not None
-        self._run.at_marks(reached)
+        self._run.leaving.at_marks(reached)
 
     def _stage_done(self) -> None:
         if self._run is not None:
-            self._run.stage_done()
+            self._run.keeping.stage_done()
 
     def _reset_metrics(self, program: Program) -> None:
         if program.metric_variables:

@@ -231,7 +231,7 @@ def test_what_cannot_be_saved_is_told_once_at_the_start(tmp_path, caplog, kind):
     assert "Use efl.data.DataIO or efl.data.FederalDataIO, or tf.data.make_initializable_iterator over files" in told
     model.fit(P.train(max_step=1), **options(tmp_path))
     assert warnings(caplog) == [told]
-    assert model._run._iterators.kept == {"train": False}
+    assert model._run.keeping.iterators.kept == {"train": False}
 
 
 def test_a_fed_iterator_is_told_too(tmp_path, caplog):
@@ -287,7 +287,7 @@ def test_an_input_without_a_place_is_nothing_to_warn_of(tmp_path, caplog):
     model, _ = model_over(lambda: tf.constant([1.0, 2.0]))
     model.fit(P.train(max_step=2), **options(tmp_path))
     assert not warnings(caplog)
-    assert model._run._iterators.kept == {}  # told to the peer: this party can go on with any position of its input
+    assert model._run.keeping.iterators.kept == {}  # told to the peer: this party can go on with any position of its input
 
 
 # ---- checkpoints
