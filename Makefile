@@ -1,7 +1,7 @@
 # Every target does its own set-up; on a fresh machine Python 3.10 or 3.11 and make are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test faults test-oldest lint bench docs lock clean
+.PHONY: help setup demo test faults test-oldest fuzz lint bench docs lock clean
 
 PYTHON ?=
 VENV := .venv
@@ -50,6 +50,11 @@ test-oldest: ## Run some tests with the oldest version of every dependency; ARGS
 
 faults: setup ## Run the runs with faults: cuts, deaths, signals.
 	@$(BIN)/python -m pytest -n 2 tests/faults $(ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz: setup ## Fuzz what reads a peer's bytes, FUZZ_SECONDS (60) for each target; ARGS="link hello" for some.
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --only-binary :all: "atheris>=2.3"
+	@$(BIN)/python -m fuzz.run --seconds $(FUZZ_SECONDS) $(ARGS)
 
 lint: setup ## Check style and types.
 	@$(BIN)/ruff check .
