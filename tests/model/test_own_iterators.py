@@ -287,7 +287,8 @@ def test_an_input_without_a_place_is_nothing_to_warn_of(tmp_path, caplog):
     model, _ = model_over(lambda: tf.constant([1.0, 2.0]))
     model.fit(P.train(max_step=2), **options(tmp_path))
     assert not warnings(caplog)
-    assert model._run.keeping.iterators.kept == {}  # told to the peer: this party can go on with any position of its input
+    # Told to the peer: this party can go on with any position of its input.
+    assert model._run.keeping.iterators.kept == {}
 
 
 # ---- checkpoints
