@@ -25,6 +25,7 @@ class Inbox:
     Attributes:
       name: Wire name, such as ``train/fc1``.
       tensor: What the graph receives, with the static shape that was asked for.
+      last_shape: Of the array that was handed over last.
 
     Args:
       name: See above.
@@ -36,6 +37,7 @@ class Inbox:
     def __init__(self, name: str, dtype: tf.DType, shape: tf.TensorShape, after: Sequence[tf.Operation] = ()) -> None:
         self.name = name
         self.dtype = dtype
+        self.last_shape: tuple[int, ...] = ()
         self._np_dtype = np.dtype(object) if dtype == tf.string else np.dtype(dtype.as_numpy_dtype)
         with tf.init_scope(), tf.name_scope("efl_recv"), tf.device("/cpu:0"):
             queue = tf.queue.FIFOQueue(_UNBOUNDED, [dtype, tf.bool], name="queue")
@@ -64,6 +66,7 @@ class Inbox:
     def put(self, array: np.ndarray) -> None:
         """Hands one received array to the graph. Called by the channel's reading thread."""
         assert self._put is not None
+        self.last_shape = array.shape
         self._put(array, _GOOD)
 
     def abort(self) -> None:

@@ -483,6 +483,15 @@ class Communicator:
         """Wire names of what this party sends or receives in a scope. ``direction`` is ``"send"`` or ``"recv"``."""
         return self._exchanged.names(direction, scope)
 
+    def arrived_shapes(self, scope: TaskScope) -> dict[str, tuple[int, ...]]:
+        """Shapes of what has come in a scope's running (or failed) step, by the names of ``recv``."""
+        state, start = self.exchange.scope(scope.wire), f"{scope.wire}/"
+        return {
+            inbox.name[len(start) :]: inbox.last_shape
+            for inbox in self._inboxes
+            if inbox.name.startswith(start) and state.running and state.arrived.get(inbox.name) == state.running
+        }
+
     def scope_state(self, scope: TaskScope) -> Scope:
         """The conversation's state of a scope, for the step loop."""
         return self.exchange.scope(scope.wire)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from efl.model import Model
 from efl.settings import Settings
 from efl.transport import Limits
 from efl.transport.handshake import TOKEN
+
+_log = logging.getLogger("efl")
 
 
 class FederalModel(Model):
@@ -203,6 +206,26 @@ class FederalModel(Model):
 
     def _could_not_begin(self, error: Exception) -> None:
         self._communicator.tell_failure(error)
+
+    def _compare_rows(self) -> None:
+        """Logs where what was received in the step that failed may not be of as many rows as this party's batch."""
+        for scope, program in self._programs.items():
+            arrived = self._communicator.arrived_shapes(scope)
+            shapes = {name: arrived[name] for name in self._receives.get(scope, {}) if arrived.get(name)}
+            state = self._communicator.scope_state(scope)
+            static = {t.shape[0] for t in feature_tensors(program.sample) if t.shape.rank} - {None}
+            rows = state.ids.size(state.running or 0) or (min(static) if len(static) == 1 else None)
+            for name, shape in shapes.items():
+                if rows is None:
+                    _log.error(
+                        "%s: received %r has the shape %s: if its first dimension is not the number of rows of this "
+                        "party's batch, do both read the same batch size?", self.federal_role, name, shape,
+                    )  # fmt: skip
+                elif rows != shape[0]:
+                    _log.error(
+                        "%s: received %r has %d rows, this party's batch has %d: do both read the same batch size?",
+                        self.federal_role, name, shape[0], rows,
+                    )  # fmt: skip
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
         self._communicator.send_after(scope, feature_tensors(sample))

@@ -21,6 +21,7 @@ import tensorflow.compat.v1 as tf
 
 from efl import _compile, _readers
 from efl._definition import Definition
+from efl._frames import without_own
 from efl._gradients import OptConfig
 from efl._interrupt import told
 from efl._program import Program, ancestors
@@ -125,7 +126,7 @@ class Model(Definition):
             raise error.with_traceback(None) from None  # the message says it; efl's own frames would bury it
         except Exception as error:
             self._could_not_begin(error)
-            raise
+            raise error.with_traceback(without_own(error.__traceback__))  # noqa: B904  (the same error)
         self._compiled = True
         return self
 
@@ -204,6 +205,10 @@ class Model(Definition):
             raise told(error) from None
         except EflError as error:
             raise error.with_traceback(None) from None
+        except Exception as error:
+            if isinstance(error, tf.errors.InvalidArgumentError):
+                self._compare_rows()
+            raise error.with_traceback(without_own(error.__traceback__))  # noqa: B904  (the same error)
 
     def run_stage(self, name: str, stage_or_func: Stage | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a stage (or a function) of a procedure, or skips it where a restored checkpoint has it done.
@@ -379,6 +384,9 @@ class Model(Definition):
     # What a federation adds to compiling; a model alone exchanges nothing.
 
     def _could_not_begin(self, error: Exception) -> None:
+        pass
+
+    def _compare_rows(self) -> None:
         pass
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:

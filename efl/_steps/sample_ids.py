@@ -118,6 +118,10 @@ class IdLedger:
             self._told = step
         return digest
 
+    def size(self, step: int) -> int | None:
+        """How many rows this party's batch of a step has; None where the step is not held."""
+        return self._batches[step].size if step in self._batches else None
+
     def rows(self, step: int, key: bytes) -> dict[str, Any] | None:
         """Row digests of a step as the body of a control message; None where the step is not held."""
         batch = self._batches.get(step)

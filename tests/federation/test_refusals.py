@@ -164,6 +164,25 @@ def test_batches_of_different_size(tmp_path):
     refused(tmp_path, LEADER, follower, "differ at step 1 of train", "give both the same batch size")
 
 
+@pytest.mark.parametrize("static", [True, False])
+def test_batches_of_different_size_whose_ids_are_not_compared(tmp_path, static):
+    plain = "efl.FederalSample({'x': x_of(batch)}, COLUMN, ROLE, None, verify_id=False)"
+    both = (
+        "COLUMN = {'x': [tf.feature_column.numeric_column('x', 4)]}\n"
+        "import tests.federation.problem as p\n"
+        "p.BATCH = 16 if ROLE == 'leader' else 8\n"
+        f"x_of = lambda batch: tf.ensure_shape(batch[0][:, :4], [{'p.BATCH' if static else None}, 4])\n"
+    )
+    leader = both + LEADER.replace("sample(m, batch, ROLE)", plain).replace("s['label']", "batch[1]")
+    follower = both + FOLLOWER.replace("sample(m, batch, ROLE)", plain)
+    results = run_both(tmp_path, leader, follower, expect=(1, 1), timeout=60)
+    shape = "has 8 rows, this party's batch has 16" if static else "has the shape (8, 5): if its first dimension is not"
+    assert f"leader: received 'f' {shape}" in results["leader"].output
+    assert "do both read the same batch size?" in results["leader"].output
+    assert "efl/_run.py" not in results["leader"].output
+    assert re.search(r"leader .* failed .*with InvalidArgumentError", results["follower"].output)
+
+
 def test_one_side_verifies_ids_and_the_other_does_not(tmp_path):
     follower = FOLLOWER.replace(
         "sample(m, batch, ROLE)",

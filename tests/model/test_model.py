@@ -1,6 +1,8 @@
 """The model that trains alone: what a user writes, and what comes of it."""
 
 import logging
+import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -405,6 +407,45 @@ def test_a_saver_hook_saves_or_says_that_efl_saves_by_itself(toy, tmp_path):
     model.add_hooks([tf.train.CheckpointSaverHook(str(tmp_path), save_steps=2, saver=tf.train.Saver())])
     model.fit(PROCEDURE.train(max_step=4))
     assert tf.train.latest_checkpoint(str(tmp_path)).endswith("model.ckpt-4")
+
+
+def frames(error):
+    return [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def test_an_error_of_the_users_graph_shows_no_frames_of_ours(toy):
+    model = toy.model()
+    lengths = tf.placeholder_with_default([3], [None])
+    model.loss_fn(lambda m, s: toy.loss(m, s) + tf.reduce_sum(toy.net(s) * tf.ones(lengths)[:, None])).compile()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Incompatible shapes: \[10,1\] vs. \[3,1\]") as caught:
+        model.fit(PROCEDURE.train())
+    this = "test_an_error_of_the_users_graph_shows_no_frames_of_ours"
+    assert frames(caught.value) == [("test_model.py", this), ("model.py", "fit")]
+
+
+def test_an_error_of_the_users_functions_shows_their_frames(toy):
+    class Breaks(tf.train.SessionRunHook):
+        def before_run(self, context):
+            context.session.run(tf.no_op())
+            self.deeper()
+
+        def deeper(self):
+            raise KeyError("mine")
+
+    model = toy.model().compile()
+    model.add_hooks([Breaks()])
+    with pytest.raises(KeyError, match="mine") as caught:
+        model.fit(PROCEDURE.train())
+    assert frames(caught.value)[1:] == [
+        ("model.py", "fit"),
+        ("test_model.py", "before_run"),
+        ("test_model.py", "deeper"),
+    ]
+    broken = efl.Model().input_fn(lambda m, mode: tf.constant("a") + 1).loss_fn(toy.loss)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        broken.compile()
+    assert frames(caught.value)[1:3] == [("model.py", "compile"), ("test_model.py", "<lambda>")]
+    assert len(frames(caught.value)) > 3  # what the user's function called, TensorFlow's own code, stays
 
 
 def test_missing_functions_are_named(toy):
