@@ -52,7 +52,7 @@ def _is_input(type_: str) -> bool:
 
 
 def _draws(definition: Any) -> bool:
-    if not definition.is_stateful or _is_input(definition.name):
+    if _is_input(definition.name):
         return False
     return {"seed", "seed2"} <= {attr.name for attr in definition.attr}
 
@@ -69,7 +69,7 @@ def _inside(graph: tf.Graph, function: str, seen: set[str]) -> Iterator[str]:
         return
     seen.add(function)
     for node in held.cached_definition.node_def:
-        if {"seed", "seed2"} <= set(node.attr) and not node.op.startswith("Stateless") and not _is_input(node.op):
+        if {"seed", "seed2"} <= set(node.attr) and not _is_input(node.op):
             yield node.name
         for value in node.attr.values():
             called = [value.func, *value.list.func] if value.WhichOneof("value") in ("func", "list") else []
