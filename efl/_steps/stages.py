@@ -12,6 +12,9 @@ from typing import Any
 
 from efl.errors import EflError, HandshakeError, ProtocolError
 
+_MAX_AHEAD = 1000  # stages that a peer may name ahead of this party
+_MOST = 1000  # characters of a stage's name
+
 
 class Stages:
     """The stages of common steps that both parties have named. Thread-safe.
@@ -32,7 +35,7 @@ class Stages:
 
     def clear(self) -> None:
         """Begins a conversation."""
-        self._next = 0
+        self._next = self._peers_next = 0
         self._own: dict[int, str] = {}
         self._peers: dict[int, str] = {}
 
@@ -45,18 +48,23 @@ class Stages:
     def on_note(self, body: Mapping[str, Any]) -> None:
         """The peer begins one."""
         number, what = body.get("number"), body.get("what")
-        if not isinstance(number, int) or isinstance(number, bool) or not isinstance(what, str):
+        if number != self._peers_next or isinstance(number, bool) or not isinstance(what, str) or len(what) > _MOST:
             self._fail(ProtocolError(f"{self._peer_role} sent a malformed note of its stage: {body!r:.200}"))
+            return
+        self._peers_next += 1
+        if len(self._peers) > _MAX_AHEAD:
+            self._fail(
+                ProtocolError(f"{self._peer_role} began over {_MAX_AHEAD} stages that {self._role} has not come to")
+            )
             return
         self._compare(number, self._peers, what)
 
     def _compare(self, number: int, named: dict[int, str], what: str) -> None:
         with self._lock:
             named[number] = what
-            for stages in (self._own, self._peers):
-                for old in [n for n in stages if n < number - 1]:
-                    del stages[old]
             mine, peers = self._own.get(number), self._peers.get(number)
+            if mine is not None and peers is not None:
+                del self._own[number], self._peers[number]  # what waits is what one party has named and the other not
         if mine is not None and peers is not None and mine != peers:
             self._fail(
                 HandshakeError(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from efl._steps import Exchange
 from efl._steps.marks import LAST
+from efl._steps.stages import Stages
 from efl.errors import PeerClosed, PeerFailed
 from efl.transport import Limits
 from tests.transport.peers import both, connected, receives, sends
@@ -178,3 +179,39 @@ def test_a_peer_that_leaves_or_fails_in_a_step_is_why_it_failed():
             assert isinstance(result, error), result
             with pytest.raises(error):
                 leader.exchange.begin(leader.scope)
+
+
+def stages():
+    told, failed = [], []
+    return Stages("leader", "follower", told.append, failed.append), told, failed
+
+
+def test_a_stage_is_compared_whoever_names_it_first():
+    mine, told, failed = stages()
+    mine.enter("train, step=3")
+    mine.on_note({"number": 0, "what": "train, step=3"})
+    mine.on_note({"number": 1, "what": "eval, step=1"})
+    assert failed == []
+    mine.enter("eval, step=2")
+    assert told[1] == {"number": 1, "what": "eval, step=2"}
+    assert "stage 1 is 'eval, step=2' at leader and 'eval, step=1' at follower" in str(failed[0])
+
+
+@pytest.mark.parametrize(
+    "note", [{"number": 1, "what": "x"}, {"number": -1, "what": "x"}, {"number": False, "what": "x"}, {"number": 0},
+             {"number": 0, "what": "x" * 2000}],
+)  # fmt: skip
+def test_a_note_that_cannot_be_is_refused(note):
+    mine, _, failed = stages()
+    mine.on_note(note)
+    assert "malformed note of its stage" in str(failed[0])
+
+
+def test_a_flood_of_stages_is_refused():
+    mine, _, failed = stages()
+    for number in range(5000):
+        mine.on_note({"number": number, "what": "x"})
+        if failed:
+            break
+    assert number < 1100
+    assert "began over 1000 stages" in str(failed[0])
