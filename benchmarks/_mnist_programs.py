@@ -161,7 +161,7 @@ def run_model(data: Path, size: str) -> None:
     serve_model(model)
 
 
-def run_party(role: str, data: Path, size: str, port: int) -> None:
+def run_party(role: str, data: Path, size: str, port: int, certs: Path | None) -> None:
     """One party of the federated run."""
     import tensorflow.compat.v1 as tf
 
@@ -199,7 +199,10 @@ def run_party(role: str, data: Path, size: str, port: int) -> None:
         return loss
 
     address = f"localhost:{port}"
-    model = efl.FederalModel(federal_role=role, local_addr=address, peer_addr=address)
+    tls: dict[str, Any] = {}
+    if certs is not None:
+        tls = {name: certs / role / f"{name}.pem" for name in ("my_certs", "my_key", "peer_certs")}
+    model = efl.FederalModel(federal_role=role, local_addr=address, peer_addr=address, **tls)
     model.input_fn(input_fn).loss_fn(loss_fn)
     model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
     model.compile()
@@ -213,11 +216,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--certs", type=Path, help="folder that efl certs has written")
     options = parser.parse_args()
     os.dup2(1, _ANSWERS)
     os.dup2(2, 1)
     if options.program in ("leader", "follower"):
-        run_party(options.program, options.data, options.size, options.port)
+        run_party(options.program, options.data, options.size, options.port, options.certs)
     else:
         {"bare": run_bare, "model": run_model}[options.program](options.data, options.size)
 

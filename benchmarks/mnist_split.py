@@ -8,6 +8,7 @@ turns, so that all of them meet the same noise of the machine:
     bare       one process, plain TensorFlow: MonitoredSession, tf.data over the same TFRecord files
     model      the same in efl.Model with efl.data.DataIO
     federated  leader and follower over gRPC; sample-id checks, FederalDataIO, metrics, acknowledgements on
+    tls        the same with mutual TLS (with --tls, and not for large)
 
 ``bare`` and ``model`` hold the network of both parties with both losses and both accuracies, so all three
 compute the same. ``small`` is the network of example/mnist at batch 256; ``large`` has a hidden layer more,
@@ -15,7 +16,8 @@ so that a step in one process takes 10 ms or longer. ``memory`` leaves the files
 arrays in memory, where a step is hardest to hide a message in.
 
 The last line is JSON: ``ratio`` is federated's time for a step over bare's for the small network with
-records, ``ratio_memory`` and ``ratio_large`` the same for the others, ``ratio_model`` efl.Model's over bare's.
+records, ``ratio_memory`` and ``ratio_large`` the same for the others, ``ratio_model`` efl.Model's over bare's,
+``ratio_tls`` and ``ratio_memory_tls`` tls's over federated's.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ MEMORY_ROWS = 15_000
 class Program:
     """A running program of one or two processes."""
 
-    def __init__(self, kinds: list[str], data: Path, size: str) -> None:
+    def __init__(self, kinds: list[str], data: Path, size: str, more: list[str]) -> None:
         port = str(free_port())
         environ = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
@@ -54,7 +56,7 @@ class Program:
         program = str(ROOT / "benchmarks" / "_mnist_programs.py")
         self._processes = [
             subprocess.Popen(
-                [sys.executable, program, kind, "--data", str(data), "--size", size, "--port", port],
+                [sys.executable, program, kind, "--data", str(data), "--size", size, "--port", port, *more],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environ,
             )
             for kind, log in zip(kinds, self._logs, strict=True)
@@ -105,7 +107,7 @@ SIZES = {
     "memory": ("small, memory", ["bare", "federated"]),
     "large": ("large, records", ["bare", "federated"]),
 }
-PROGRAMS = {"bare": ["bare"], "model": ["model"], "federated": ["leader", "follower"]}
+PROGRAMS = {"bare": ["bare"], "model": ["model"], "federated": ["leader", "follower"], "tls": ["leader", "follower"]}
 
 
 @contextlib.contextmanager
@@ -114,7 +116,8 @@ def running(data: Path, size: str, names: list[str]) -> Iterator[dict[str, Progr
     programs: dict[str, Program] = {}
     try:
         for name in names:
-            programs[name] = Program(PROGRAMS[name], data, size)
+            more = ["--certs", str(data / "certs")] if name == "tls" else []
+            programs[name] = Program(PROGRAMS[name], data, size, more)
         yield programs
     finally:
         for program in programs.values():
@@ -245,8 +248,8 @@ def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -
             table.add_row(SIZES[size][0], role, *(f"{part:.2f}" for part in parts))
     console.print(table)
 
-    def times(size: str, name: str) -> float:
-        return round(ratio(measured[size][name], measured[size]["bare"]), 3)
+    def times(size: str, name: str, base: str = "bare") -> float:
+        return round(ratio(measured[size][name], measured[size][base]), 3)
 
     numbers = {
         "benchmark": "mnist_split",
@@ -254,6 +257,11 @@ def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -
         "ratio_memory": times("memory", "federated"),
         "ratio_large": times("large", "federated"),
         "ratio_model": times("small", "model"),
+        **{
+            f"ratio{part}_tls": times(size, "tls", "federated")
+            for size, part in (("small", ""), ("memory", "_memory"))
+            if "tls" in measured[size]
+        },
         "steps_per_second": {
             size: {name: round(1000 / step_ms(result), 1) for name, result in results.items()}
             for size, results in measured.items()
@@ -283,6 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
     parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
+    parser.add_argument("--tls", action="store_true", help="also with mutual TLS")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -290,6 +299,12 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(options.data, Path(folder))
+        if options.tls:
+            from efl.cli.certs import write
+
+            write(Path(folder) / "certs")
+            for size in ("small", "memory"):
+                SIZES[size][1].append("tls")
         measured = {
             size: measure(Path(folder), size, names, rounds, max(steps // 8, 20) if size == "large" else steps)
             for size, (_, names) in SIZES.items()
