@@ -94,3 +94,24 @@ def test_one_shot_iterators_on_both_sides_begin_anew_after_a_restart_which_both_
         assert "eval: OneShotIterator_1 (a one-shot iterator" in told
     results = run_both(tmp_path, *[both("train(max_step=4)", fit=fit)] * 2)
     assert "from the checkpoint of step 2" in results["leader"].output
+
+
+INITIALIZABLE = """
+def batches(rows=ROWS, epochs=None):
+    data = tf.data.Dataset.from_tensor_slices((X[:rows], LABEL[:rows], IDS[:rows])).repeat(epochs).batch(BATCH)
+    return tf.data.make_initializable_iterator(data).get_next()
+"""
+
+
+def test_both_train_on_other_data_only_with_another_checkpoint_dir_but_may_evaluate(tmp_path):
+    fit = "checkpoint_dir='ckpt', log_step=1"
+    run_both(tmp_path, *[INITIALIZABLE + both("train(max_step=2)", fit=fit)] * 2)
+    other = {"leader_data": {"epochs": 5}, "follower_data": {"epochs": 5}, "fit": fit}
+    results = run_both(tmp_path, *[INITIALIZABLE + both("train(max_step=4)", **other)] * 2, expect=(1, 1))
+    # One of them comes to it first, and the other hears of it.
+    told = results["leader"].output + results["follower"].output
+    assert "train: IteratorV2: its position in the checkpoint does not fit its data set (" in told
+    results = run_both(tmp_path, *[INITIALIZABLE + both("eval()", **other)] * 2)
+    for role in ("leader", "follower"):
+        assert "does not fit its data set" in results[role].output
+        assert "; it begins anew" in results[role].output
