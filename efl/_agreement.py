@@ -137,17 +137,28 @@ def _unequal(mine: Facts, peer: Facts, role: str, peer_role: str) -> CheckpointE
     )
 
 
-def _check_inputs(position: Position, mine: Facts, peer: Facts, role: str, peer_role: str) -> None:
-    if not position.trained:
-        return
+def unequal_inputs(mine: Facts, peer: Facts, role: str, peer_role: str) -> tuple[str, str] | None:
+    """Whose training input does not survive a restart, and in which scope, while the other party's does."""
     for scope in sorted(mine.inputs.keys() & peer.inputs.keys()):
         if scope.startswith("train") and mine.inputs[scope] != peer.inputs[scope]:
-            lacking = peer_role if mine.inputs[scope] else role
-            raise CheckpointError(
-                f"the input of {lacking} in {scope} cannot go on at {position}, and the other party's can: the rows "
-                "would not belong together. Use efl.data.FederalDataIO or an initializable iterator on both sides, or "
-                "begin anew with an empty checkpoint_dir"
-            )
+            return (peer_role if mine.inputs[scope] else role), scope
+    return None
+
+
+def why_not_together(whose: str, scope: str, where: str) -> str:
+    """Why both parties cannot go on where only one of their inputs can."""
+    return (
+        f"the input of {whose} in {scope} cannot go on {where}, and the other party's can: the rows would not belong "
+        "together. Use efl.data.FederalDataIO or an initializable iterator on both sides"
+    )
+
+
+def _check_inputs(position: Position, mine: Facts, peer: Facts, role: str, peer_role: str) -> None:
+    unequal = unequal_inputs(mine, peer, role, peer_role)
+    if position.trained and unequal is not None:
+        raise CheckpointError(
+            f"{why_not_together(*unequal, f'at {position}')}, or begin anew with an empty checkpoint_dir"
+        )
 
 
 def _steps(facts: Facts) -> str:

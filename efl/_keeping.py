@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl import _random_ops, _readers
+from efl._agreement import why_not_together
 from efl._checkpoint import CheckpointStore, Known, mismatches
 from efl._iterators import OwnIterators
 from efl._position import Position
@@ -42,6 +43,7 @@ class Keeping:
       lineage: Names the attempt that writes.
       peer_saved: What the peer holds, as far as it has told.
       peer_saves: Whether the peer has a ``checkpoint_dir``.
+      unequal: Whose training input alone does not survive a restart, and its scope; None where they are alike.
       goes_on: Whether the checkpoint restored was made in this fit of this procedure.
       resumed: Scopes whose inputs go on where that checkpoint has them.
     """
@@ -68,6 +70,7 @@ class Keeping:
         self.lineage = ""
         self.peer_saved: set[Known] = set()
         self.peer_saves = False
+        self.unequal: tuple[str, str] | None = None
         self.goes_on = False
         self.resumed: set[TaskScope] = set()
         self.iterators = self._examine()
@@ -79,6 +82,11 @@ class Keeping:
 
     @property
     def recoverable(self) -> bool:
+        """Whether both parties could go on from a checkpoint if one of them died."""
+        return self.saves_with_peer and self.unequal is None
+
+    @property
+    def saves_with_peer(self) -> bool:
         """Whether both parties keep checkpoints."""
         return self.store is not None and (self._communicator is None or self.peer_saves)
 
@@ -97,13 +105,15 @@ class Keeping:
 
     def why_not_recoverable(self) -> str:
         """Why a run whose peer has died is lost, in words."""
+        if self.saves_with_peer and self.unequal is not None:
+            return f"This run cannot be recovered: {why_not_together(*self.unequal, 'after a restart')}"
         without = self._role if self.store is None else self._communicator and self._communicator.peer_role
         return f"This run cannot be recovered: {without} has no checkpoint_dir"
 
     def prospects(self) -> str:
         """What becomes of the run while the peer is away, in words."""
         wait = f"waiting up to {self._peer_timeout:g} s for it to come back"
-        if self.store is None or not self.peer_saves:
+        if self.store is None or not self.recoverable:
             return f"{wait}. {self.why_not_recoverable()}, so only a line that returns can save it, not a program"
         known = self.store.pinned
         where = "" if known is None else f", the newest of {known[0]}"

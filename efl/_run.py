@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl import _readers
-from efl._agreement import Facts, Start, shared_seed, where_to_start
+from efl._agreement import Facts, Start, shared_seed, unequal_inputs, where_to_start
 from efl._keeping import Keeping
 from efl._leaving import Leaving
 from efl._session import HookedSession
@@ -69,6 +69,7 @@ class Run:
         self._store = self.keeping.store
         self._fit = self.keeping.fit
         self.leaving = Leaving(model, self.keeping, self._role)
+        self._called_peer = False
         self._began_cold = False
         self._began_at = 0
         folder = self.keeping.folder
@@ -101,8 +102,10 @@ class Run:
                 program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew
             if isinstance(error, KeyboardInterrupt):
                 _log.warning("%s: interrupted after step %d", self._role, model.steps_trained)
-            if self._communicator is not None:
+            if self._communicator is not None and self._called_peer:
                 self._communicator.abort(self.leaving.reason(error), self.leaving.where())
+            elif isinstance(error, Exception):
+                model._could_not_begin(error)
             raise
         finally:
             self.reporter.close()
@@ -162,10 +165,13 @@ class Run:
           PeerLost: There is nothing that both could begin at.
         """
         model = self._model
+        assert self._communicator is not None
         untouched = self._began_cold and model.steps_trained == self._began_at and not model.stage_mgr.passed
         if not untouched and not self.keeping.recoverable:
-            raise PeerLost(f"{lost}. {self.keeping.why_not_recoverable()}") from None
-        assert self._communicator is not None
+            error = PeerLost(f"{lost}. {self.keeping.why_not_recoverable()}")
+            self._communicator.abandon()
+            self._communicator.tell_failure(error, begun=True)
+            raise error from None
         self._communicator.abandon()
         model._close_session()
         model.in_step = False
@@ -216,6 +222,7 @@ class Run:
             communicator.exchange.prospects = self.keeping.prospects()
             communicator.exchange.on_saved = self.keeping.on_peer_saved
             communicator.exchange.on_part_asked = self.leaving.on_part_asked
+            self._called_peer = True
             told = communicator.connect(
                 terms,
                 mine.to_json(),
@@ -229,6 +236,9 @@ class Run:
         model.shared_seed, self.keeping.lineage = leader.seed or 0, leader.run
         peer_role = "" if communicator is None else communicator.peer_role
         start = where_to_start(mine, peer, self._role, peer_role)
+        self.keeping.unequal = unequal_inputs(mine, peer, self._role, peer_role)
+        if self.keeping.unequal is not None and self._procedure.trains and self.keeping.saves_with_peer:
+            _log.warning("%s: %s", self._role, self.keeping.why_not_recoverable())
         if self._store is not None:
             self._store.pinned, self.keeping.peer_saved = start.restore, set(peer.checkpoints)
         if communicator is not None:
@@ -241,8 +251,13 @@ class Run:
         return start
 
     def _judge(self, facts: Mapping[str, Any]) -> list[str]:
-        """Why somebody with these facts cannot take the place of a peer that was lost."""
+        """Why somebody with these facts cannot take the place of a peer that was lost.
+
+        Where nobody could, whoever comes shows that the peer is gone for good, and the run ends.
+        """
         assert self._communicator is not None
+        if not self.keeping.recoverable:
+            return []
         try:
             mine = replace(self._facts(), warm=False)
             where_to_start(mine, Facts.parse(facts, self._communicator.peer_role), self._role,

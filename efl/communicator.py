@@ -360,17 +360,20 @@ class Communicator:
         self.exchange.start(sample_ids.derive_key([nonce.encode(), peer_nonce.encode()]))
         return peer.facts
 
-    def tell_failure(self, error: BaseException) -> None:
+    def tell_failure(self, error: BaseException, begun: bool = False) -> None:
         """Tells the peer that this party failed before it could begin, if the peer is there within a few seconds.
 
         Otherwise it would wait for somebody who will never come. It learns what ``abort`` would tell it.
 
         Args:
           error: What happened.
+          begun: Whether a run was under way, whose peer has died: the process started in its place is told.
         """
-        _log.error("%s could not begin: %s: %s", self.federal_role, type(error).__name__, error)
+        what = "go on" if begun else "begin"
+        _log.error("%s could not %s: %s: %s", self.federal_role, what, type(error).__name__, error)
         _log.info("%s: looking for the %s, to tell it", self.federal_role, self.peer_role)
-        channel = Channel(self._endpoint, Hello(self.federal_role, facts=handshake.failure_facts(error)), self._limits)
+        facts = handshake.failure_facts(error, begun)
+        channel = Channel(self._endpoint, Hello(self.federal_role, facts=facts), self._limits)
         # Told, the handshake is refused; or there is nobody to tell. Whatever it is, ``error`` matters more.
         with contextlib.suppress(Exception):
             channel.connect(min(_TELL_SECONDS, self._connect_timeout))

@@ -183,14 +183,6 @@ class Model(Definition):
           EflError: Whatever ends the run early: bad data, a loss that is not finite, and in a federation a peer that
             disagrees, fails or is lost.
         """
-        if not self._compiled:
-            raise ModelError("compile() comes before fit()")
-        if not callable(procedure_fn):
-            raise ModelError(
-                f"fit: {procedure_fn!r:.100} is not a procedure; use e.g. efl.procedure_fn.train(max_step=100)"
-            )
-        if isinstance(log_step, bool) or not isinstance(log_step, int) or log_step < 1:
-            raise ConfigError(f"log_step={log_step!r}: expected a positive number of steps")
         options = {
             "checkpoint_dir": checkpoint_dir,
             "log_dir": log_dir,
@@ -198,7 +190,7 @@ class Model(Definition):
             "save_checkpoint_secs": save_checkpoint_secs,
             "keep_checkpoints": keep_checkpoints,
         }
-        self._run = Run(self, procedure_fn, log_step, project_name, options, save_graph)
+        self._run = self._checked_run(procedure_fn, log_step, project_name, options, save_graph)
         try:
             self._run.execute()
         except KeyboardInterrupt as error:
@@ -209,6 +201,28 @@ class Model(Definition):
             if isinstance(error, tf.errors.InvalidArgumentError):
                 self._compare_rows()
             raise error.with_traceback(without_own(error.__traceback__))  # noqa: B904  (the same error)
+
+    def _checked_run(
+        self,
+        procedure_fn: Procedure | Callable[[Model], None],
+        log_step: int,
+        project_name: str,
+        options: Mapping[str, Any],
+        save_graph: bool,
+    ) -> Run:
+        try:
+            if not self._compiled:
+                raise ModelError("compile() comes before fit()")
+            if not callable(procedure_fn):
+                raise ModelError(
+                    f"fit: {procedure_fn!r:.100} is not a procedure; use e.g. efl.procedure_fn.train(max_step=100)"
+                )
+            if isinstance(log_step, bool) or not isinstance(log_step, int) or log_step < 1:
+                raise ConfigError(f"log_step={log_step!r}: expected a positive number of steps")
+            return Run(self, procedure_fn, log_step, project_name, options, save_graph)
+        except Exception as error:
+            self._could_not_begin(error)
+            raise
 
     def run_stage(self, name: str, stage_or_func: Stage | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs a stage (or a function) of a procedure, or skips it where a restored checkpoint has it done.

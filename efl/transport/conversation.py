@@ -350,6 +350,8 @@ class Conversation(stream.Handler):
         assert self.link is not None
         if reasons and all(" could not begin: " in reason for reason in reasons):
             return HandshakeError("; ".join(reasons) + ". Correct that program and start both again.")
+        if reasons and all(" could not go on: " in reason for reason in reasons):
+            return HandshakeError("; ".join(reasons))
         lines = "".join(f"\n  - {reason}" for reason in reasons)
         return HandshakeError(
             f"the {self.hello.role} and {self.link.peer_label} do not agree on what to run:{lines}\n"

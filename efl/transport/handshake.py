@@ -136,13 +136,14 @@ def _bounded(reasons: list[str]) -> list[str]:
     return reasons
 
 
-def failure_facts(error: BaseException) -> dict[str, JSON]:
+def failure_facts(error: BaseException, begun: bool = False) -> dict[str, JSON]:
     """The facts of a party that has failed before it could begin; its hello says only this.
 
+    With ``begun`` it is one whose run was under way, and has lost its peer for good: who comes instead is told.
     The peer learns the type of the error, and the text of one of efl's own (the texts of others may quote data).
     """
     text = encodable(str(error)) if isinstance(error, EflError) else ""
-    return {FAILED: {"type": type(error).__name__, "text": text[:MAX_TEXT]}}
+    return {FAILED: {"type": type(error).__name__, "text": text[:MAX_TEXT], "begun": begun}}
 
 
 def _failure(hello: Hello) -> str:
@@ -150,7 +151,8 @@ def _failure(hello: Hello) -> str:
     kind, text = (told.get("type"), told.get("text")) if isinstance(told, dict) else (None, None)
     kind = plain(kind, _NAME_LENGTH) if isinstance(kind, str) and kind else "an error"
     text = plain(text) if isinstance(text, str) and text else "its own log says why"
-    return f"the {hello.role} could not begin: {kind}: {text}"
+    verb = "go on" if isinstance(told, dict) and told.get("begun") is True else "begin"
+    return f"the {hello.role} could not {verb}: {kind}: {text}"
 
 
 def sorted_pair(what: str, mine: Hello, peer: Hello, my_value: object, peer_value: object) -> list[str]:

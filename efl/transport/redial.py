@@ -17,12 +17,17 @@ _DIAGNOSIS_SECONDS = 10.0  # between two
 _NOT_TLS = ("Connection refused", "resolving", "DNS resolution", "unreachable", "Timeout", "timed out")
 
 
+def may_be_tls(connection: stream.Dialled) -> bool:
+    """Whether certificates can be why a connection ended: finding out takes connections of its own, and time."""
+    return bool(connection.why or connection.turned_away) and not any(words in connection.why for words in _NOT_TLS)
+
+
 def what_is_wrong_with_tls(talk: Conversation, connection: stream.Dialled) -> str:
     """Why a connection that ended did so because of certificates, or of clear text against TLS; '' where it did not."""
     if connection.turned_away:
         who = f"the {talk.partner} at {talk.endpoint.address}"
         return f"{who} turned this {talk.hello.role} away: {connection.turned_away}"
-    if not connection.why or any(words in connection.why for words in _NOT_TLS):
+    if not may_be_tls(connection):
         return ""
     from efl.transport import tls_diagnosis  # see stream._channel
 
@@ -89,7 +94,7 @@ class Redialler:
 
     def _explain(self, connection: stream.Dialled) -> None:
         """Says where it is a certificate that keeps the line from coming back; it may be replaced by a good one."""
-        if time.monotonic() >= self._next_diagnosis:
+        if may_be_tls(connection) and time.monotonic() >= self._next_diagnosis:
             self._next_diagnosis = time.monotonic() + _DIAGNOSIS_SECONDS
             wrong = what_is_wrong_with_tls(self._talk, connection)
             if wrong:

@@ -67,6 +67,25 @@ def test_weights_are_those_of_the_undisturbed_run(tmp_path, undisturbed, victims
     assert_bit_equal(weights(tmp_path), undisturbed)
 
 
+@pytest.mark.parametrize("victim", ["leader", "follower"])
+def test_who_survives_a_party_that_nothing_can_bring_back_ends_when_it_returns(tmp_path, victim):
+    write_data(tmp_path)
+    federation = Federation(tmp_path, script(follower="one_shot"))
+    with pytest.raises(AssertionError):
+        federation.run({victim: [Death("after", "train", 5)]}, timeout=60)
+    reason = "the input of follower in train cannot go on after a restart, and the other party's can"
+    for role in ("leader", "follower"):
+        first = [*federation.outputs[role], federation.parties[role].output][0]
+        assert f"{role}: This run cannot be recovered: {reason}" in first  # said when it began
+        assert federation.parties[role].returncode not in (0, -9), federation.told()
+    survivor = "follower" if victim == "leader" else "leader"
+    last = {role: party.output.splitlines()[-1] for role, party in federation.parties.items()}
+    lost = "was started again. This run cannot be recovered: " + reason
+    assert last[survivor].startswith("efl.errors.PeerLost: ") and lost in last[survivor], federation.told()
+    assert last[victim].startswith(f"efl.errors.HandshakeError: the {survivor} could not go on: PeerLost: ")
+    assert lost in last[victim], federation.told()
+
+
 @pytest.mark.parametrize("lacking", ["leader", "follower"])
 def test_parties_of_which_one_input_cannot_go_on_are_refused(tmp_path, lacking):
     write_data(tmp_path)
@@ -76,7 +95,8 @@ def test_parties_of_which_one_input_cannot_go_on_are_refused(tmp_path, lacking):
     for role in ("leader", "follower"):
         told = federation.parties[role].output
         assert federation.parties[role].returncode not in (0, -9), federation.told()
-        assert f"the input of {lacking} in train cannot go on at step 3 " in told
+        # At step 3, or after a restart, where one of them was still alive when the other came back.
+        assert f"the input of {lacking} in train cannot go on " in told
         assert "and the other party's can: the rows would not belong together. Use efl.data.FederalDataIO" in told
     warned = federation.outputs[lacking][0]
     assert (

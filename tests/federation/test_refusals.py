@@ -115,6 +115,18 @@ def test_a_party_that_cannot_be_built_tells_the_other(tmp_path, failing, case):
     assert "HandshakeError" in other
 
 
+@pytest.mark.parametrize("failing", ["leader", "follower"])
+def test_a_party_whose_fit_cannot_begin_tells_the_other(tmp_path, failing):
+    code = {"leader": LEADER, "follower": FOLLOWER}
+    code[failing] += "\nmodel.fit(efl.procedure_fn.train(max_step=2), log_step=0)\n"
+    other = "follower" if failing == "leader" else "leader"
+    code[other] += "\nmodel.fit(efl.procedure_fn.train(max_step=2))\n"
+    results = run_both(tmp_path, code["leader"], code["follower"], end="", expect=(1, 1), timeout=40)
+    told = "ConfigError: log_step=0: expected a positive number of steps"
+    assert results[failing].output.splitlines()[-1] == f"efl.errors.{told}"
+    assert f"the {failing} could not begin: {told}" in results[other].output.splitlines()[-1]
+
+
 def test_an_error_in_a_users_function_is_told_by_its_type(tmp_path):
     follower = FOLLOWER.replace("    return h\n", "    raise KeyError('secret value 4711')\n")
     results = run_both(tmp_path, LEADER, follower, expect=(1, 1), timeout=40)

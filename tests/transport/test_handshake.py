@@ -71,6 +71,8 @@ def test_a_party_that_failed_says_only_that(error, expected):
     other = Hello("follower", (BASE,), {"procedure": "train"})
     told, _ = handshake.parse(handshake.to_bytes(hello, Limits()), Limits())
     assert disagreements(told, other) == disagreements(other, told) == [expected]
+    begun = Hello("leader", facts=handshake.failure_facts(error, begun=True))
+    assert disagreements(begun, other) == [expected.replace("could not begin", "could not go on")]
     both = Hello("follower", facts=handshake.failure_facts(ValueError("y")))
     assert disagreements(both, told) == [expected, "the follower could not begin: ValueError: its own log says why"]
 
