@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from efl.errors import ConfigError, DeadlineError, EflError, ProtocolError
-from efl.transport import codec, handshake, rendezvous
+from efl.transport import codec, handshake, rendezvous, watch
 from efl.transport.conversation import ControlCallback, Conversation, TensorCallback, describe, logger
 from efl.transport.handshake import Hello
 from efl.transport.limits import DEFAULT_LIMITS, Endpoint, Limits
@@ -168,7 +168,7 @@ class Channel:
             raise ConfigError("connect(): this channel was connected before; make a new one")
         self._begun = True
         atexit.register(self._talk.left_open)
-        threading.Thread(target=self._talk.keep_time, name="efl-time", daemon=True).start()
+        threading.Thread(target=watch.keep_time, args=[self._talk], name="efl-time", daemon=True).start()
         try:
             return rendezvous.meet(self._talk, timeout, stubborn)
         except BaseException:

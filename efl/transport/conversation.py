@@ -1,6 +1,7 @@
-"""The engine of a channel: the link, its lock, its mailboxes and callbacks, the thread that keeps time.
+"""The engine of a channel: the link, its lock, its mailboxes and callbacks.
 
-``Channel`` is its public face, ``efl.transport.rendezvous`` finds the peer.
+``Channel`` is its public face; ``rendezvous`` finds the peer, ``admission`` judges who comes, ``redial`` finds the peer
+again, ``watch`` keeps the time.
 One lock guards the link and the mailboxes. Callbacks run outside the lock, in order, in the thread that
 reads the stream.
 """
@@ -27,12 +28,12 @@ from efl.errors import (
     PeerRestarted,
     ProtocolError,
 )
-from efl.transport import events, handshake, stream
+from efl.transport import admission, events, handshake, stream
 from efl.transport import frame as wire
 from efl.transport.handshake import Hello
 from efl.transport.inbound import Message
 from efl.transport.limits import Endpoint, Limits
-from efl.transport.link import Link, State
+from efl.transport.link import Link
 from efl.transport.mailbox import Mailbox
 
 logger = logging.getLogger("efl")
@@ -40,12 +41,10 @@ logger = logging.getLogger("efl")
 TensorCallback = Callable[[int, np.ndarray, bytes], bool | None]
 ControlCallback = Callable[[dict[str, Any]], None]
 _Outcome = tuple[stream.Connection | None, EflError | None]
-_HANDSHAKE_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 _LAST_WORDS_AWAY_SECONDS = 5.0
 _STRANGER_SECONDS = 10.0  # between two warnings of the same kind about somebody who is turned away
 _UNREAD_CONTROLS = 8  # times max_control_bytes may wait to be read
-_UNSENT_FRAMES = 1 << 17  # may wait for the stream; what a window and control messages need is far less
 _DAMAGES = 5  # damaged messages in a row, with nothing good in between, that are blamed on the line
 
 
@@ -67,7 +66,7 @@ class Conversation(stream.Handler):
         self.endpoint, self.hello, self.limits = endpoint, hello, limits
         self.partner = handshake.PARTNERS[hello.role]
         self.lock = threading.Lock()
-        self._reading_first = threading.Lock()  # what strangers say takes memory: one at a time
+        self.reading_first = threading.Lock()  # what strangers say takes memory: one at a time
         self.changed = threading.Condition(self.lock)
         self.waiting = 0  # threads that wait on ``changed``
         self.link: Link | None = None
@@ -105,8 +104,8 @@ class Conversation(stream.Handler):
         self.redial: Callable[[int], None] | None = None  # set where this side dials
         self.candidate: stream.Connection | None = None  # dialled, and not yet answered
         self._damages = 0  # damaged messages in a row
-        self._adopted = 0.0
-        self._in_callback = False
+        self.adopted_at = 0.0
+        self.in_callback = False
         self.turned_away = ""  # who was, and why
         self._told_of: dict[str, float] = {}
 
@@ -138,7 +137,7 @@ class Conversation(stream.Handler):
         """Begins a conversation on ``connection``."""
         now = time.monotonic()
         self.link = Link(self.hello, self.limits, now, label, self.judge)
-        self.connection, self._adopted = connection, now
+        self.connection, self.adopted_at = connection, now
         self.flush()
 
     @property
@@ -167,7 +166,7 @@ class Conversation(stream.Handler):
 
     def on_message(self, connection: stream.Connection, message: bytes) -> None:
         """See ``stream.Handler``."""
-        if connection is not self.connection and not self._admit(connection, message):
+        if connection is not self.connection and not admission.admit(self, connection, message):
             return
         failure: EflError | None = None
         try:
@@ -204,78 +203,9 @@ class Conversation(stream.Handler):
         if failure is not None:
             self.fail(connection, failure)
 
-    def _admit(self, connection: stream.Connection, message: bytes) -> bool:
-        """A first message on a connection that is not ours (yet): whether it is now."""
-        try:
-            if connection is self.candidate:
-                return self._answered(connection, wire.decode(message)[0])
-            with self._reading_first:
-                first = events.read_first(message, self.limits)
-            reasons, busy, unknown = self._judge(connection, first)
-            if not reasons:
-                return True
-        except wire.DamagedFrame as error:
-            logger.warning("%s: refused a connection from %s: %s", self.hello.role, connection.peer, error)
-            reasons, busy, unknown = [str(error)], connection is not self.candidate, False  # it may try again
-        except ProtocolError as error:
-            logger.warning("%s: refused a connection from %s: %s", self.hello.role, connection.peer, error)
-            reasons, busy, unknown = [str(error)], False, False
-        connection.outbox.cut([events.refusal(reasons, busy, unknown)])
-        return False
-
-    def _judge(self, connection: stream.Connection, first: Hello | events.Claim) -> tuple[list[str], bool, bool]:
-        """Why a newcomer is not let in: (reasons, busy, unknown); no reasons where it is."""
-        busy = [f"the {self.hello.role} is busy with another conversation"]
-        if isinstance(first, events.Claim):
-            with self.lock:
-                old = self.connection
-                if self.link is None or not self.met or not self.link.is_ours(first):
-                    return [f"the {self.hello.role} does not know this conversation"], False, True
-                if self.error is not None or self.over:
-                    return [f"the {self.hello.role} has ended this conversation"], False, True
-                if self.link.is_stale(first):
-                    return busy, True, False
-                self.link.lost()  # the peer has given the old connection up, whether or not it seems good from here
-                self.connection = connection
-            if old is not None:
-                old.close()
-            return [], False, False
-        with self.lock:
-            if self.link is None and not self.over and not self.closing and self.error is None:
-                self.adopt(connection, f"the {first.role} ({connection.peer})")
-                return [], False, False
-            if not self.met or self.away_since is None or self.error is not None or self.over:
-                return busy, True, False
-            known = self.link is not None and self.link.peer is not None and self.link.peer.instance == first.instance
-            if known and self.link is not None and self.link.received:
-                return busy, True, False  # a late copy of the hello that this conversation began with
-        reasons = handshake.disagreements(self.hello, first) or self.judge(first)
-        if reasons:
-            logger.warning("%s: somebody came in place of the lost %s and was refused, since both disagree: %s",
-                           self.hello.role, self.partner, "; ".join(reasons))  # fmt: skip
-            return reasons, False, False
-        self.end(PeerRestarted(f"the {first.role} ({connection.peer}) was started again"))
-        return busy, True, False  # its next try finds the next channel of this party
-
-    def _answered(self, connection: stream.Connection, frame: wire.Frame) -> bool:
-        """The first answer to a claim of ours."""
-        if frame.kind is wire.Kind.RESUME:
-            claim = events.read_claim(frame.payload)
-            with self.lock:
-                if self.link is None or not self.link.is_ours(claim):
-                    raise ProtocolError("it answers for another conversation")
-                if self.candidate is not connection or self.link is None or self.over or self.error is not None:
-                    return False
-                self.link.lost()
-                self.connection, self.candidate = connection, None
-            return True
-        refused = events.read_refusal(frame.payload) if frame.kind is wire.Kind.REFUSE else events.Refused(())
-        if refused.unknown:
-            self.end(PeerRestarted(f"{self._label()} was started again"))
-        connection.close()
-        return False
-
-    def _label(self) -> str:
+    @property
+    def label(self) -> str:
+        """Who the peer is, for messages."""
         return self.link.peer_label if self.link is not None else f"the {self.partner}"
 
     def _is_of_the_line(self, connection: stream.Connection) -> bool:
@@ -372,7 +302,7 @@ class Conversation(stream.Handler):
                 self.flush()
 
     def _call(self, callback: Callable[..., Any], *args: Any) -> Any:
-        self._in_callback = True
+        self.in_callback = True
         try:
             return callback(*args)
         except BaseException as error:
@@ -381,7 +311,7 @@ class Conversation(stream.Handler):
             self.abort(error, error if isinstance(error, EflError) else named)
             return None
         finally:
-            self._in_callback = False
+            self.in_callback = False
 
     def on_end(self, connection: stream.Connection, why: str) -> None:
         """See ``stream.Handler``."""
@@ -440,7 +370,7 @@ class Conversation(stream.Handler):
             threading.Thread(target=self.redial, args=[loss], name="efl-redial", daemon=True).start()
 
     def _found(self) -> None:
-        logger.info("%s: %s is back after %.1f s", self.hello.role, self._label(), self._away_for)
+        logger.info("%s: %s is back after %.1f s", self.hello.role, self.label, self._away_for)
         for told in self.on_back:
             told(self._away_for)
 
@@ -524,41 +454,6 @@ class Conversation(stream.Handler):
             connection.close()
         if listener is not None:
             listener.close(_LAST_WORDS_SECONDS if connection is None else 0.2)
-
-    def keep_time(self) -> None:
-        """Heartbeats and the peer's silence; runs in a thread of its own until the channel ends."""
-        while not self.stopped.wait(max(0.02, self.limits.heartbeat_seconds / 2)):
-            now = time.monotonic()
-            stalled = None
-            silent = ""
-            if self.met and self.listener is not None and self.listener.failed_handshakes():
-                self.on_stranger("somebody", "the TLS handshake failed (this side cannot see why; the other can)")
-            with self.lock:
-                connection, away = self.connection, self.away_since
-                if self.link is None or self.over or self.error is not None:
-                    continue
-                agreeing = self.link.state is not State.OPEN and not self.met
-                if agreeing and now - self._adopted > _HANDSHAKE_SECONDS:
-                    stalled = connection
-                if self._in_callback:
-                    self.link.alive(now)
-                silent = self.link.tick(now)
-                self.flush()
-                if connection is not None and connection.outbox.waiting > _UNSENT_FRAMES:
-                    silent = silent or "it does not read what is sent to it"
-                label = self.link.peer_label
-            if stalled is not None:
-                stalled.close()
-            if silent and connection is not None:
-                self.lose(connection, silent)
-                connection.close()
-            if away is not None and now - away > self.limits.peer_timeout:
-                self.end(
-                    PeerLost(
-                        f"{label} did not come back within peer_timeout={self.limits.peer_timeout:g} s. Is its process "
-                        "alive, and the line between the parties up?"
-                    )
-                )
 
 
 def describe(key: Hashable) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from efl.errors import LinkError, PeerRestarted, ProtocolError
-from efl.transport import Endpoint, Hello, Limits, conversation, events, frame, stream
+from efl.transport import Endpoint, Hello, Limits, events, frame, stream, watch
 from efl.transport.frame import Kind
 from efl.transport.link import Link, State
 from tests.parties import run_parties
@@ -349,7 +349,7 @@ def test_a_hundred_silent_connections_do_not_keep_the_peer_out(victim):
 
 
 def test_a_peer_that_asks_and_does_not_read_loses_its_connection(victim, monkeypatch):
-    monkeypatch.setattr(conversation, "_UNSENT_FRAMES", 1000)
+    monkeypatch.setattr(watch, "_UNSENT_FRAMES", 1000)
     channel, liar, address = victim
     me, victims = liar.instances
     deaf = grpc.insecure_channel(address)
