@@ -1,7 +1,7 @@
 # Every target does its own set-up; on a fresh machine Python 3.10 or 3.11 and make are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test faults test-oldest fuzz lint bench docs lock clean
+.PHONY: help setup demo test faults soak test-oldest fuzz lint bench docs lock clean
 
 PYTHON ?=
 VENV := .venv
@@ -48,8 +48,12 @@ test-oldest: ## Run some tests with the oldest version of every dependency; ARGS
 	@$(MAKE) --silent VENV=$(OLDEST) LOCK=requirements-oldest.lock $(OLDEST)/.efl
 	@$(OLDEST)/bin/python -m pytest -n 2 $(or $(ARGS),$(OLDEST_TESTS))
 
-faults: setup ## Run the runs with faults: cuts, deaths, signals.
-	@$(BIN)/python -m pytest -n 2 tests/faults $(ARGS)
+faults: setup ## Run all runs with faults (cuts, deaths, signals, full disks); a sample of them is in test.
+	@$(BIN)/python -m pytest -n 2 tests/faults --full $(ARGS)
+
+SOAK_MINUTES ?= 30
+soak: setup ## Train MNIST's model for SOAK_MINUTES (30) under random faults; ARGS="--data DIR" for MNIST itself.
+	@$(BIN)/python -m tests.faults.soak --minutes $(SOAK_MINUTES) $(ARGS)
 
 FUZZ_SECONDS ?= 60
 fuzz: setup ## Fuzz what reads a peer's bytes, FUZZ_SECONDS (60) for each target; ARGS="link hello" for some.

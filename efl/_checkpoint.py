@@ -75,9 +75,12 @@ class CheckpointStore:
                 f"{self.folder} is in use by another process (pid {owner}): an earlier run that has not ended? "
                 "Stop it, or use another checkpoint_dir"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            file.close()
+            raise CheckpointError(f"cannot write checkpoints below {self.folder}: {error}") from None
         self._lock = file
         self._clean()
 
@@ -151,7 +154,10 @@ class CheckpointStore:
             _synchronise(self.folder)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise CheckpointError(f"cannot write checkpoint {target}: {error}") from None
+            raise CheckpointError(
+                f"cannot write checkpoint {target}: {_reason(error)}. The earlier ones are whole: make room (or repair "
+                "what is wrong there), then start again as before, and the run goes on from the newest of them"
+            ) from None
         shutil.rmtree(replaced, ignore_errors=True)
         self._whole[position] = manifest
         self._prune()
@@ -251,6 +257,16 @@ def newest_prefix(path: str) -> str:
     elif tf.train.checkpoint_exists(path):
         return path
     raise CheckpointError(f"{path}: no checkpoint there (expected a folder of checkpoints or the prefix of one)")
+
+
+def _reason(error: OSError | tf.errors.OpError) -> str:
+    """What went wrong and with which file; TensorFlow says it between the frames of two stack traces."""
+    if isinstance(error, OSError):
+        return str(error)
+    told = str(error.message).partition("Original stack trace")[0].splitlines()
+    frames = (" ", "\t", "Graph execution error", "Detected at node", "Node: ")
+    reasons = [line for line in told if line and not line.startswith(frames)]
+    return reasons[-1] if reasons else type(error).__name__
 
 
 def _digest(path: Path) -> str:

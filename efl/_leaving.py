@@ -48,7 +48,7 @@ class Leaving:
         """Where this party's steps are, for the peer's message."""
         running = [scope for scope in self._model._programs if self._model._pace.scope(scope.wire).running]
         if not running:
-            return f"after step {self._model.steps_trained}"
+            return f"the end of step {self._model.steps_trained}"
         return f"step {self._model._pace.scope(running[0].wire).running} of {running[0].wire}"
 
     def marks_due(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A bad line between two parties: a TCP proxy on loopback that delays, throttles, cuts, swallows and damages.
+"""A bad line between two parties: a TCP proxy on loopback that delays, throttles, cuts, swallows, damages and repeats.
 
     with BadLine(to="127.0.0.1:50051") as line:  # the follower dials line.address
         line.cut()                               # every connection is reset; new ones are accepted
@@ -8,6 +8,8 @@
         line.throttle(1_000_000)                 # bytes a second, each way
         line.cut_after(5000)                     # cut when so many more bytes have passed, both ways together
         line.damage(1)                           # one bit of the next piece of at least 200 bytes flips
+        line.duplicate()                         # what the follower said and says goes over a second connection too
+        line.duplicate_next(2, ahead=True)       # the same for the next connections, the copy ahead of the original
 
 It knows nothing of what passes.
 """
@@ -23,10 +25,62 @@ import threading
 import time
 
 _PIECE = 64 << 10
+_REMEMBERED = 4 << 20  # bytes of a connection's beginning; one that has carried more is not duplicated
+
+
+class _Crossing:
+    """One connection: its two ends, what its dialler has said, and the copies that say the same."""
+
+    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+        self.near, self.far = near, far
+        # On a connection that has lost bytes in a hole nothing passes any more, in either direction.
+        self.broken = threading.Event()
+        self.lock = threading.Lock()
+        self.said = bytearray()
+        self.copies: list[socket.socket] = []
+        self.ahead = False
+
+    def pass_on(self, piece: bytes) -> None:
+        """The dialler said this."""
+        with self.lock:
+            if len(self.said) <= _REMEMBERED:
+                self.said += piece
+            if self.ahead:
+                self._repeat(piece)
+            self.far.sendall(piece)
+            if not self.ahead:
+                self._repeat(piece)
+
+    def _repeat(self, piece: bytes) -> None:
+        for copy in list(self.copies):
+            try:
+                copy.sendall(piece)
+            except OSError:  # the listener has turned it away
+                self.copies.remove(copy)
+
+    def add_copy(self, copy: socket.socket) -> bool:
+        """Says everything again on another connection, and goes on with it. False: too much was said."""
+        with self.lock:
+            if len(self.said) > _REMEMBERED:
+                return False
+            copy.settimeout(5)  # a listener that reads no more must not hold up the original
+            with contextlib.suppress(OSError):
+                copy.sendall(self.said)
+            self.copies.append(copy)
+        return True
 
 
 class BadLine:
-    """The proxy. All methods may be called from any thread; ``passed`` counts the bytes that went through."""
+    """The proxy. All methods may be called from any thread.
+
+    Attributes:
+      address: What to dial.
+      passed: Bytes that went through, both ways together.
+      connections: How many were made, copies not counted.
+      copies: How many connections were duplicated.
+      cuts: How often a count of bytes has cut the line.
+      damaged: Pieces in which a bit was flipped.
+    """
 
     def __init__(self, to: str, seed: int = 0) -> None:
         host, port = to.rsplit(":", 1)
@@ -34,15 +88,19 @@ class BadLine:
         self._random = random.Random(seed)
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._crossings: list[_Crossing] = []
         self._delay = 0.0
         self._rate = 0.0
         self._hole_until = 0.0
         self._cut_at: int | None = None
         self._damages = 0
+        self._duplicates = (0, False)
         self._over = threading.Event()
         self.passed = 0
         self.connections = 0
+        self.copies = 0
+        self.cuts = 0
+        self.damaged = 0
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -62,9 +120,9 @@ class BadLine:
     def cut(self) -> None:
         """Resets every connection."""
         with self._lock:
-            pairs, self._pairs = self._pairs, []
-        for pair in pairs:
-            for end in pair:
+            crossings, self._crossings = self._crossings, []
+        for crossing in crossings:
+            for end in (crossing.near, crossing.far, *crossing.copies):
                 _reset(end)
 
     def close_for(self, seconds: float) -> None:
@@ -98,7 +156,43 @@ class BadLine:
         """Flips one bit in each of the next pieces that are large enough to be more than framing."""
         self._damages = pieces
 
+    def duplicate(self) -> None:
+        """Opens a second connection for each, on which the dialler's bytes come a second time, from the first on.
+
+        What is answered there is thrown away. The copy stays when the original ends: only the listener ends it, or a
+        cut.
+        """
+        with self._lock:
+            crossings = list(self._crossings)
+        for crossing in crossings:
+            self._copy(crossing)
+
+    def duplicate_next(self, connections: int, ahead: bool = False) -> None:
+        """Does the same to the next connections, as they come.
+
+        Args:
+          connections: How many.
+          ahead: Whether the copy is opened, and gets every piece, before the original.
+        """
+        self._duplicates = (connections, ahead)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the cut that ``cut_after`` asked for was made."""
+        return self._cut_at is None
+
     # ---- the line itself
+
+    def _copy(self, crossing: _Crossing) -> None:
+        try:
+            copy = socket.create_connection(self._to, 5)
+        except OSError:
+            return
+        if not crossing.add_copy(copy):
+            copy.close()
+            return
+        self.copies += 1
+        threading.Thread(target=_drain, args=[copy], daemon=True).start()
 
     def _open(self) -> None:
         listener = socket.socket()
@@ -121,22 +215,38 @@ class BadLine:
                 near, _ = listener.accept()
             except OSError:
                 return
-            try:
-                far = socket.create_connection(self._to, 5)
-            except OSError:
-                _reset(near)
+            left, ahead = self._duplicates
+            crossing = self._cross(near, left > 0 and ahead)
+            if crossing is None:
                 continue
-            for end in (near, far):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.connections += 1
-            with self._lock:
-                self._pairs.append((near, far))
-            # On a connection that has lost bytes in a hole nothing passes any more, in either direction.
-            broken = threading.Event()
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=[*pair, broken], daemon=True).start()
+            if left > 0:
+                self._duplicates = (left - 1, ahead)
+                if not ahead:
+                    self._copy(crossing)
+            for ends in ((crossing.near, crossing.far), (crossing.far, crossing.near)):
+                threading.Thread(target=self._pump, args=[crossing, *ends], daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, broken: threading.Event) -> None:
+    def _cross(self, near: socket.socket, copy_first: bool) -> _Crossing | None:
+        crossing = _Crossing(near, near)
+        crossing.ahead = copy_first
+        if copy_first:
+            self._copy(crossing)
+        try:
+            crossing.far = socket.create_connection(self._to, 5)
+        except OSError:
+            for end in (near, *crossing.copies):
+                _reset(end)
+            return None
+        for end in (near, crossing.far):
+            end.settimeout(None)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connections += 1
+        with self._lock:
+            self._crossings.append(crossing)
+        return crossing
+
+    def _pump(self, crossing: _Crossing, source: socket.socket, target: socket.socket) -> None:
+        give = crossing.pass_on if source is crossing.near else target.sendall
         try:
             while True:
                 select.select([source], [], [])
@@ -146,27 +256,32 @@ class BadLine:
                 if not piece:
                     break
                 if time.monotonic() < self._hole_until:
-                    broken.set()
-                if broken.is_set():
+                    crossing.broken.set()
+                if crossing.broken.is_set():
                     continue
                 if self._rate:
                     time.sleep(len(piece) / self._rate)
-                if self._damages and len(piece) > 200:
+                if self._damages > 0 and len(piece) > 200:
                     self._damages -= 1
+                    self.damaged += 1
                     piece = self._damaged(piece)
                 if self._cut_at is not None and self.passed + len(piece) >= self._cut_at:
                     piece, self._cut_at = piece[: max(0, self._cut_at - self.passed)], None
-                    target.sendall(piece)
+                    give(piece)
                     self.passed += len(piece)
+                    self.cuts += 1
                     self.cut()
                     return
-                target.sendall(piece)
+                give(piece)
                 self.passed += len(piece)
         except (OSError, ValueError):
             pass
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        with self._lock:  # half-closed or whole: nothing passes any more, and hours of cuts must leave nothing behind
+            if crossing in self._crossings and not crossing.copies:
+                self._crossings.remove(crossing)
 
     def _damaged(self, piece: bytes) -> bytes:
         changed = bytearray(piece)
@@ -181,3 +296,11 @@ def _reset(end: socket.socket) -> None:
     with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
     end.close()
+
+
+def _drain(copy: socket.socket) -> None:
+    """Throws away what is answered to a copy, until the listener ends it."""
+    with contextlib.suppress(OSError):
+        while select.select([copy], [], [])[0] and copy.recv(_PIECE):
+            pass
+    _reset(copy)

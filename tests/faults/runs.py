@@ -1,16 +1,29 @@
 """Runs of two parties that die when they are told to, and the driver that starts them again.
 
-A party dies by its own hand (kill -9) at an exact place: ``Death("after", "train", 7)`` when step 7 is done,
-``"within"`` between what it sends and what comes back, ``"saving"`` while it writes the checkpoint that follows step 7.
-Each death happens once; the process that is started in its place goes on.
+A party dies by its own hand (kill -9) at an exact place of a step or of its recovery:
+
+    Death("after", "train", 7)      step 7 is done
+    Death("sent", "train", 7)       it has just sent what the peer waits for in step 7
+    Death("within", "train", 7)     the leader: what was sent has come, its gradient is not computed;
+                                    the follower: the gradient is at the door, and not taken
+    Death("saving", "train", 6)     while it writes the checkpoint of step 6
+    Death("starting", "train", 2)   at the beginning of its second start, before it connects
+    Death("losing", "train", 1)     in its first start, when it has learnt that its peer is another process
+    Death("restoring", "train", 6)  after the handshake, the variables of step 6 restored and nothing else
+
+Each happens once; the process that is started in its place goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +34,11 @@ from tests.parties import Party, free_address, start_party
 
 _ROOT = Path(__file__).resolve().parents[2]
 ROWS, BATCH = 120, 10
+OPTIMIZERS = {
+    "momentum": "tf.train.MomentumOptimizer(0.05, 0.9)",
+    "adam": "tf.train.AdamOptimizer(0.01)",
+}
+TRAIN = "efl.procedure_fn.train(max_step=22)"
 
 PROLOGUE = """
 import json, os, signal
@@ -29,12 +47,14 @@ import efl
 import tensorflow.compat.v1 as tf
 from tests.federation.problem import dense, cross_entropy, own_argument, start_value
 
-ROLE = own_argument("federal_role")
-DEATHS = f"deaths-{ROLE}.json"
+ROLE, START = own_argument("federal_role"), int(os.environ["START"])
+DEATHS, PASSED = f"deaths-{ROLE}.json", {}
 
 def die(where, mode, step):
     deaths = json.load(open(DEATHS)) if os.path.exists(DEATHS) else []
-    this = {"where": where, "mode": mode, "step": int(step)}
+    place = where, mode, int(step)
+    PASSED[place] = PASSED.get(place, 0) + 1
+    this = {"where": where, "mode": mode, "step": int(step), "time": PASSED[place]}
     if this in deaths:
         deaths.remove(this)
         json.dump(deaths, open(DEATHS, "w"))
@@ -65,6 +85,28 @@ def _digest(path):
         die("saving", "train", model.steps_trained)
     return _plain(path)
 checkpoint._digest = _digest
+
+def dies(owner, method, where, step, first=False):
+    # Makes a method of efl a place to die at: when it is done, or before it begins.
+    plain = getattr(owner, method)
+    def mortal(self, *arguments):
+        if first:
+            die(where, *step(self, *arguments))
+        result = plain(self, *arguments)
+        if not first:
+            die(where, *step(self, *arguments))
+        return result
+    setattr(owner, method, mortal)
+
+from efl._keeping import Keeping
+from efl._run import Run
+from efl._steps.exchange import Exchange
+die("starting", "train", START)
+dies(Run, "_give_up_attempt", "losing", lambda run, lost: ("train", START), first=True)
+dies(Keeping, "restore", "restoring", lambda keeping, raw, position: ("train", position.trained))
+dies(Exchange, "send", "sent", lambda exchange, scope, name, array: (scope.wire, scope.running or 0))
+if ROLE == "follower":
+    dies(Exchange, "_put", "within", lambda ex, scope, sink, step, array: (scope.wire, step), first=True)
 
 def reader(m, mode, epochs):
     dataio = efl.data.FederalDataIO(
@@ -114,7 +156,7 @@ if EVALUATE:
     model.add_hooks([Mortal("eval")], mode=efl.MODE.EVAL)
 model.add_hooks([Mortal("train")], mode=efl.MODE.TRAIN)
 model.compile()
-model.fit(PROCEDURE, log_step=5, checkpoint_dir="checkpoints", save_checkpoint_steps=SAVE)
+model.fit(PROCEDURE, log_step=LOG, checkpoint_dir="checkpoints", save_checkpoint_steps=SAVE)
 np.savez(f"{ROLE}.npz", **model.get_weights())
 json.dump(model.history, open(f"{ROLE}.json", "w"))
 """
@@ -122,11 +164,12 @@ json.dump(model.history, open(f"{ROLE}.json", "w"))
 
 @dataclass(frozen=True)
 class Death:
-    """Where a party dies."""
+    """Where a party dies; the places are listed at the top of this file."""
 
-    where: str  # after, within, saving
+    where: str
     mode: str
     step: int
+    time: int = 1  # the second time that a process comes there is after a recovery
 
 
 def write_data(folder: Path) -> None:
@@ -144,9 +187,12 @@ def write_data(folder: Path) -> None:
             write(folder / f"{role}_data" / f"part-{part}.tfrecord", records)
 
 
-def program(procedure: str, optimizer: str, epochs: int = 40, save: int = 3, evaluate: bool = False) -> str:
+def program(
+    procedure: str, optimizer: str, epochs: int = 40, save: int = 3, evaluate: bool = False, log: int = 5
+) -> str:
     """The script of both parties."""
     settings = {"PROCEDURE": procedure, "OPTIMIZER": optimizer, "EPOCHS": epochs, "SAVE": save, "EVALUATE": evaluate}
+    settings["LOG"] = log
     text = NET
     for name, value in settings.items():
         text = text.replace(name, str(value))
@@ -164,31 +210,57 @@ class Federation:
         self.starts = {"leader": 0, "follower": 0}
         self.outputs: dict[str, list[str]] = {"leader": [], "follower": []}
         self.parties: dict[str, Party] = {}
+        self.over = threading.Event()
 
     def start(self, role: str) -> None:
         """Starts (again) one party."""
         self.starts[role] += 1
         address = self._address if role == "leader" else self._dial
         env = {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+        env["START"] = str(self.starts[role])
         self.parties[role] = start_party(role, self._script, cwd=self.folder, address=address, env=env)
 
-    def run(self, deaths: dict[str, list[Death]], timeout: float = 240.0) -> None:
-        """Runs to the end, starting again who was killed. Fails where a party ends otherwise than killed or well."""
+    def run(
+        self,
+        deaths: dict[str, list[Death]],
+        timeout: float = 240.0,
+        scene: Callable[[Federation], None] | None = None,
+    ) -> None:
+        """Runs to the end, starting again who was killed. Fails where a party ends otherwise than killed or well.
+
+        Args:
+          deaths: Who dies where.
+          timeout: Seconds for all of it.
+          scene: What happens meanwhile, in a thread of its own; it looks at ``over`` and ends soon after it is set.
+        """
         for role, planned in deaths.items():
             (self.folder / f"deaths-{role}.json").write_text(json.dumps([asdict(d) for d in planned]))
         for role in ("leader", "follower"):
             self.start(role)
         limit = time.monotonic() + timeout
-        try:
-            while any(party.returncode is None for party in self.parties.values()) or self._revive():
-                assert time.monotonic() < limit, f"still running after {timeout} s:\n{self.told()}"
-                time.sleep(0.02)
-                self._revive()
-        finally:
-            for party in self.parties.values():
-                party.kill()
-        codes = {role: party.returncode for role, party in self.parties.items()}
-        assert codes == {"leader": 0, "follower": 0}, self.told()
+        with ThreadPoolExecutor(1) as pool:
+            playing = pool.submit(scene or (lambda federation: None), self)
+            try:
+                while any(party.returncode is None for party in self.parties.values()) or self._revive():
+                    assert time.monotonic() < limit, f"still running after {timeout} s:\n{self.told()}"
+                    time.sleep(0.02)
+                    self._revive()
+            finally:
+                self.over.set()
+                for party in self.parties.values():
+                    party.kill()
+            codes = {role: party.returncode for role, party in self.parties.items()}
+            assert codes == {"leader": 0, "follower": 0}, self.told()
+            playing.result(60)
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until the leader has logged a training step that is at least this one.
+
+        Raises:
+          AssertionError: The run was over first.
+        """
+        while not any(int(told) >= step for told in re.findall(r" step=(\d+) ", self.parties["leader"].output)):
+            assert not self.over.wait(0.01), f"over before step {step}:\n{self.told()}"
 
     def _revive(self) -> bool:
         revived = False
@@ -217,8 +289,13 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def differing(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
+    """Names of the weights that are not the same to the last bit."""
+    assert set(got) == set(expected)
+    return [n for n, value in expected.items() if not np.array_equal(got[n].view(np.uint8), value.view(np.uint8))]
+
+
 def assert_bit_equal(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Every weight is the same to the last bit."""
-    assert set(got) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(got[name].view(np.uint8), value.view(np.uint8), err_msg=name)
+    for name in differing(got, expected):
+        np.testing.assert_array_equal(got[name].view(np.uint8), expected[name].view(np.uint8), err_msg=name)

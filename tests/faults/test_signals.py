@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from tests.faults.runs import Federation, assert_bit_equal, program, weights, write_data
-from tests.faults.test_deaths import OPTIMIZERS, TRAIN
+from tests.faults.runs import OPTIMIZERS, TRAIN, Federation, program, weights, write_data
 
 SLOW = """
 class Slow(tf.train.SessionRunHook):
@@ -31,10 +30,7 @@ def started(tmp_path, script):
 
 
 @pytest.mark.parametrize("stopped", ["leader", "follower"])
-def test_sigterm_saves_a_common_step_and_the_peer_waits(tmp_path, stopped):
-    (tmp_path / "plain").mkdir()
-    write_data(tmp_path / "plain")
-    Federation(tmp_path / "plain", program(TRAIN, OPTIMIZERS["momentum"])).run({})
+def test_sigterm_saves_a_common_step_and_the_peer_waits(tmp_path, undisturbed, tally, stopped):
     federation = started(tmp_path, slow_program(save=1000))
     other = {"leader": "follower", "follower": "leader"}[stopped]
     try:
@@ -55,7 +51,7 @@ def test_sigterm_saves_a_common_step_and_the_peer_waits(tmp_path, stopped):
     )
     # Of the newest step, not of the initial one: nothing was trained twice.
     assert "from the checkpoint of step 0" not in federation.told()
-    assert_bit_equal(weights(tmp_path), weights(tmp_path / "plain"))
+    tally.compare("SIGTERM", 1, weights(tmp_path), undisturbed(TRAIN, OPTIMIZERS["momentum"])[0])
 
 
 @pytest.mark.parametrize("pressed", ["leader", "follower"])
