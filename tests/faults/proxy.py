@@ -195,6 +195,8 @@ class BadLine:
         threading.Thread(target=_drain, args=[copy], daemon=True).start()
 
     def _open(self) -> None:
+        if self._listener is not None:  # opened again by another fault that was over sooner
+            return
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self._port))

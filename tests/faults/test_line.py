@@ -49,14 +49,15 @@ def line_and_pair():
         both(lambda: one.close(2), lambda: two.close(2))
 
 
-def test_two_hundred_cuts(line_and_pair):
+@pytest.mark.parametrize("cuts", [15, pytest.param(200, marks=pytest.mark.full)])
+def test_many_cuts(line_and_pair, tally, cuts):
     line, one, two = line_and_pair
     over = threading.Event()
 
     def cut():
-        for number in range(200):
-            line.cut_after(500 + 397 * (number % 40))
-            while line._cut_at is not None and not over.wait(0.002):
+        for number in range(cuts):
+            line.cut_after(500 + 397 * (7 * number % 40))  # some in the middle of a resume
+            while not line.idle and not over.wait(0.002):
                 pass
             if over.is_set():
                 return
@@ -69,7 +70,9 @@ def test_two_hundred_cuts(line_and_pair):
         step += 20
     over.set()
     cutter.join()
-    assert line.connections > 200
+    assert line.cuts == cuts
+    assert line.connections > cuts
+    tally.note("line cut, two channels", line.cuts)
 
 
 def test_a_large_tensor_is_cut_in_the_middle(line_and_pair):
@@ -92,12 +95,63 @@ def test_training_goes_on_within_3_seconds_of_the_lines_return(line_and_pair, fa
     assert away - 0.5 < time.monotonic() - started < away + 3.0
 
 
-def test_damaged_bytes_are_sent_again(line_and_pair):
+def test_damaged_bytes_are_sent_again(line_and_pair, tally):
     line, one, two = line_and_pair
     for turn in range(5):
         line.damage(1)
         ping_pong(one, two, 10 * turn, 10 * turn + 10)
     assert line.connections > 1
+    tally.note("damaged bytes, two channels", line.damaged)
+
+
+def test_what_was_said_comes_again_over_a_second_connection(line_and_pair, tally):
+    # From the hello on: a listener that believed it would begin anew, or take a message twice.
+    line, one, two = line_and_pair
+    for turn in range(5):
+        ping_pong(one, two, 10 * turn, 10 * turn + 5)
+        line.duplicate()
+        ping_pong(one, two, 10 * turn + 5, 10 * turn + 10)
+    assert line.copies == 5
+    assert line.connections == 1  # undisturbed
+    tally.note("duplicated connections, two channels", line.copies)
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["behind", "ahead"])
+def test_a_copy_of_every_resume(line_and_pair, tally, ahead):
+    # A copy ahead of the original gets the conversation, and loses it to the next attempt: its answers reach nobody.
+    line, one, two = line_and_pair
+    for turn in range(4):
+        line.duplicate_next(1, ahead)
+        line.cut()
+        started = time.monotonic()
+        ping_pong(one, two, 10 * turn, 10 * turn + 10)
+        assert time.monotonic() - started < 6
+    assert line.copies == 4
+    tally.note("duplicated connections, two channels", line.copies)
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["behind", "ahead"])
+def test_a_copy_of_the_first_hello(tally, ahead):
+    address = free_address()
+    with BadLine(address) as line:
+        line.duplicate_next(1, ahead)
+        one, two = pair(line, address)
+        meet(one, two, timeout=30)
+        ping_pong(one, two, 0, 20)
+        assert line.copies == 1
+        both(lambda: one.close(2), lambda: two.close(2))
+    tally.note("duplicated connections, two channels", 1)
+
+
+@pytest.mark.full
+def test_copies_of_connections_that_are_cut(line_and_pair, tally):
+    line, one, two = line_and_pair
+    for turn in range(20):
+        line.duplicate()
+        line.cut_after(2000 + 500 * turn)
+        ping_pong(one, two, 20 * turn, 20 * turn + 20)
+    tally.note("duplicated connections, two channels", line.copies)
+    tally.note("line cut, two channels", line.cuts)
 
 
 def test_who_was_lost_is_told_and_that_it_is_back(caplog):
@@ -186,7 +240,7 @@ def test_a_newcomer_that_disagrees_does_not_end_the_survivor():
         assert one.error is None
         assert one.away
         other.close(0.1)
-        one.close(0.1)
+        one.abandon()  # a goodbye would wait for the line
 
 
 def _kill(channel):
