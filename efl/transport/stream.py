@@ -181,6 +181,7 @@ class Dialled(Connection):
             if self._endpoint.tls is not None and error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 self.turned_away = str(error.details())[:500]
         finally:
+            self.outbox.end()  # gRPC's thread that draws from it would wait for the next frame for ever
             self.over.set()
             self._handler.on_end(self, why)
 
