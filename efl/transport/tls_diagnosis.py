@@ -114,9 +114,9 @@ def _speaks_tls(endpoint: Endpoint) -> bool:
     try:
         with (
             socket.create_connection(endpoint.host_port, _TRY_SECONDS) as raw,
-            tls.blind_context(None).wrap_socket(raw, server_hostname=None),
+            tls.blind_context(None).wrap_socket(raw, server_hostname=None) as line,
         ):
-            return True
+            return line.version() is not None  # of a connection that was reset by then ssl does not say that it is
     except ssl.SSLError as error:
         return "ALERT" in (error.reason or "")
     except OSError:
