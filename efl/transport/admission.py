@@ -39,6 +39,8 @@ def admit(talk: Conversation, connection: stream.Connection, message: bytes) -> 
     try:
         if connection is talk.candidate:
             return _answered(talk, connection, wire.decode(message)[0])
+        if not talk.endpoint.listen:
+            return False  # the late answer to an attempt that was given up; the peer may take it for the conversation
         with talk.reading_first:
             first = events.read_first(message, talk.limits)
         if isinstance(first, events.Claim):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from efl.errors import PeerLost, PeerRestarted
-from efl.transport import Channel, Endpoint, Hello, Limits
+from efl.transport import Channel, Endpoint, Hello, Limits, events, frame, stream, tls_diagnosis
 from tests.faults.proxy import BadLine
 from tests.transport.peers import both, free_address, meet, mirrored, receives, sends
 
@@ -141,6 +141,37 @@ def test_a_copy_of_the_first_hello(tally, ahead):
         assert line.copies == 1
         both(lambda: one.close(2), lambda: two.close(2))
     tally.note("duplicated connections, two channels", 1)
+
+
+def test_connections_that_were_cut_leave_no_threads(line_and_pair):
+    line, one, two = line_and_pair
+    ping_pong(one, two, 0, 2)
+    before = threading.active_count()
+    for turn in range(1, 13):
+        line.cut()
+        ping_pong(one, two, 2 * turn, 2 * turn + 2)
+    limit = time.monotonic() + 10
+    while threading.active_count() > before + 3 and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert threading.active_count() <= before + 3, threading.enumerate()
+
+
+def test_a_late_answer_to_an_attempt_that_was_given_up_is_not_refused(line_and_pair):
+    # The leader may have taken that attempt up: a refusal on it would end the conversation for good.
+    line, one, two = line_and_pair
+    given_up = stream.Dialled(Endpoint("follower", line.address, listen=False), two._talk)
+    instances = one._talk.hello.instance, two._talk.hello.instance
+    for first in (frame.encode(frame.Kind.RESUME, events.claim(*instances, 1)), frame.encode(frame.Kind.PING)):
+        two._talk.on_message(given_up, first)
+    assert given_up.outbox.waiting == 0
+    ping_pong(one, two, 0, 3)
+
+
+def test_somebody_who_takes_connections_and_resets_them_does_not_speak_tls():
+    # ssl says nothing of a connection that was reset before it began, as a line whose far end is closed does.
+    with BadLine(free_address()) as line:
+        endpoint = Endpoint("follower", line.address, listen=False)
+        assert not any(tls_diagnosis._speaks_tls(endpoint) for _ in range(100))
 
 
 @pytest.mark.full
