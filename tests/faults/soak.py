@@ -97,7 +97,7 @@ class Soak:
         now = time.monotonic()
         for role, party in self._parties.items():
             if party.returncode is not None:
-                self.problems.append(f"the {role} ended by itself ({party.returncode}):\n{party.output[-3000:]}")
+                self.problems.append(f"the {role} ended by itself ({party.returncode})\n{self._ends()}")
                 return
             self._current[role].samples.append(Sample.of(party.pid, now - self._began))
         if now - self._shown_at >= 60:
@@ -108,8 +108,10 @@ class Soak:
         if told != self._told:
             self._told, self._told_at = told, now
         elif now - self._told_at > _STUCK:
-            ends = "\n".join(f"---- {role}\n{party.output[-3000:]}" for role, party in self._parties.items())
-            self.problems.append(f"no step for {_STUCK:.0f} s after {self._told or 'the start'}\n{ends}")
+            self.problems.append(f"no step for {_STUCK:.0f} s after {self._told or 'the start'}\n{self._ends()}")
+
+    def _ends(self) -> str:
+        return "\n".join(f"---- the {role} wrote\n{party.output[-3000:]}" for role, party in self._parties.items())
 
     # ---- faults
 
