@@ -34,6 +34,7 @@ from tests.parties import Party, free_address, start_party
 
 _ROOT = Path(__file__).resolve().parents[2]
 ROWS, BATCH = 120, 10
+_PATIENCE = 45.0  # with a party whose peer has ended with an error
 OPTIMIZERS = {
     "momentum": "tf.train.MomentumOptimizer(0.05, 0.9)",
     "adam": "tf.train.AdamOptimizer(0.01)",
@@ -243,6 +244,8 @@ class Federation:
             try:
                 while any(party.returncode is None for party in self.parties.values()) or self._revive():
                     assert time.monotonic() < limit, f"still running after {timeout} s:\n{self.told()}"
+                    if any(party.returncode not in (None, 0, -signal.SIGKILL) for party in self.parties.values()):
+                        limit = min(limit, time.monotonic() + _PATIENCE)
                     time.sleep(0.02)
                     self._revive()
             finally:
