@@ -38,7 +38,7 @@ def checkpoints(folder, role):
     ("victims", "optimizer"),
     [
         (["leader"], "momentum"),
-        (["follower"], "adam"),
+        pytest.param(["follower"], "adam", marks=pytest.mark.full),
         pytest.param(["leader"], "adam", marks=pytest.mark.full),
         pytest.param(["follower"], "momentum", marks=pytest.mark.full),
         pytest.param(["leader", "follower"], "adam", marks=pytest.mark.full),

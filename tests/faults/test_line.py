@@ -130,7 +130,7 @@ def test_a_copy_of_every_resume(line_and_pair, tally, ahead):
     tally.note("duplicated connections, two channels", line.copies)
 
 
-@pytest.mark.parametrize("ahead", [False, True], ids=["behind", "ahead"])
+@pytest.mark.parametrize("ahead", [False, pytest.param(True, marks=pytest.mark.full)], ids=["behind", "ahead"])
 def test_a_copy_of_the_first_hello(tally, ahead):
     address = free_address()
     with BadLine(address) as line:

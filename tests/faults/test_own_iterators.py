@@ -56,7 +56,15 @@ def alone(tmp_path_factory):
     return weights(folder)
 
 
-@pytest.mark.parametrize("victims", [["leader"], ["follower"], ["leader", "follower"]], ids="-".join)
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param(["leader"], marks=pytest.mark.full),
+        pytest.param(["follower"], marks=pytest.mark.full),
+        ["leader", "follower"],
+    ],
+    ids="-".join,
+)
 def test_weights_are_those_of_the_undisturbed_run(tmp_path, alone, tally, victims):
     # Steps of the first and of the second epoch; one right after a checkpoint, one while it is written.
     deaths = [Death("after", "train", 5), Death("saving", "train", 9), Death("after", "train", 16)]

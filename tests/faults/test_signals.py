@@ -29,7 +29,7 @@ def started(tmp_path, script):
     return federation
 
 
-@pytest.mark.parametrize("stopped", ["leader", "follower"])
+@pytest.mark.parametrize("stopped", ["leader", pytest.param("follower", marks=pytest.mark.full)])
 def test_sigterm_saves_a_common_step_and_the_peer_waits(tmp_path, undisturbed, tally, stopped):
     federation = started(tmp_path, slow_program(save=1000))
     other = {"leader": "follower", "follower": "leader"}[stopped]
