@@ -58,7 +58,9 @@ def die(where, mode, step):
     this = {"where": where, "mode": mode, "step": int(step), "time": PASSED[place]}
     if this in deaths:
         deaths.remove(this)
-        json.dump(deaths, open(DEATHS, "w"))
+        with open(DEATHS + ".new", "w") as file:
+            json.dump(deaths, file)
+        os.replace(DEATHS + ".new", DEATHS)  # another thread may be reading it
         os.kill(os.getpid(), signal.SIGKILL)
 
 def within(tensor, mode):
