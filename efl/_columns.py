@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow
 import tensorflow.compat.v1 as tf
 
 from efl._quiet import no_deprecation_warnings
@@ -164,8 +165,12 @@ def _scope_name(name: str) -> str:
 
 def _what(value: Any) -> str:
     """Says what something is that is no graph tensor, and what to do."""
-    iterators = (tf.data.Iterator, tf.compat.v1.data.Iterator)
-    if isinstance(value, iterators) or (hasattr(value, "get_next") and hasattr(value, "element_spec")):
+    if isinstance(value, tensorflow.data.Iterator):  # of TensorFlow 2: iter(dataset), which works in eager mode only
+        return (
+            "an iterator made in eager mode; import efl before it and use "
+            "tf.compat.v1.data.make_one_shot_iterator(dataset).get_next()"
+        )
+    if isinstance(value, tf.data.Iterator) or (hasattr(value, "get_next") and hasattr(value, "element_spec")):
         return "an iterator; use the tensors that its get_next() returns"
     if isinstance(value, tf.data.Dataset):
         return "a tf.data.Dataset; use tf.data.make_one_shot_iterator(dataset).get_next()"

@@ -11,17 +11,20 @@ import tensorflow.compat.v1 as tf
 
 from efl import _constants
 from efl import _gradients as gradients
-from efl._graph import as_graph_tensor
+from efl._frames import last_user_line
+from efl._graph import as_graph_tensor, eager_error
 from efl._program import Metric, Program, as_metrics
 from efl._task_scope import MODE, TaskScope, task_scope
 from efl._tensorflow import reference_variables
-from efl.errors import ModelError
+from efl.errors import EflError, ModelError
 from efl.sample import Sample
 
 if TYPE_CHECKING:
     from efl.model import Model
 
 _log = logging.getLogger("efl")
+# TensorFlow has no type of error for an eager tensor that meets a graph.
+_EAGER = ("Eager-defined Tensor", "EagerTensor", "undefined when eager execution is enabled")
 
 
 def compile_model(model: Model) -> None:
@@ -45,6 +48,7 @@ def compile_model(model: Model) -> None:
         if task in model._eval_fns:
             with task_scope(MODE.EVAL, task) as scope:
                 _compile_evaluation(model, scope, name)
+    model._check_exchanges()
     model._opt_config.warn_if_unread(opt for program in model._programs.values() for opt in program.optimizers)
     refs = reference_variables(tf.get_default_graph())
     if refs:
@@ -185,7 +189,12 @@ def _call(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
         ) from None
     except ValueError:
         pass  # a callable without a signature
-    return function(*arguments)
+    try:
+        return function(*arguments)
+    except (ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, EflError) or not any(words in str(error) for words in _EAGER):
+            raise
+        raise eager_error(f"{what} ({last_user_line(error)})") from error
 
 
 def _assignments(model: Model, scope: TaskScope, name: str) -> dict[Any, tuple[list[tf.Variable], str | None]]:

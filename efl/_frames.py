@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import traceback
 from types import TracebackType
 
 import tensorflow
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TENSORFLOW = os.path.dirname(os.path.abspath(tensorflow.__file__)) + os.sep
+
+
+def last_user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame that is neither efl's nor TensorFlow's; empty where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not os.path.abspath(frame.filename).startswith((_OWN, _TENSORFLOW)):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
 
 
 def without_own(trace: TracebackType | None) -> TracebackType | None:

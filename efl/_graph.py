@@ -23,7 +23,8 @@ def as_graph_tensor(value: Any, what: str) -> tf.Tensor:
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{what}: expected a tensor, got {type(value).__name__} ({error})") from None
+        advice = "use the tensors that its get_next() returns" if hasattr(value, "get_next") else str(error)
+        raise ModelError(f"{what}: expected a tensor, got {type(value).__name__} ({advice})") from None
     if not hasattr(tensor, "graph"):
         raise eager_error(what)
     return tensor

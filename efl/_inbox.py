@@ -7,6 +7,7 @@ is cleared makes an Assert fail, which aborts the step that waits for it and lea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class Inbox:
             with tf.control_dependencies(list(after)):
                 value, good = queue.dequeue()
             drop, _ = queue.dequeue()
-            text = f"the receive of {name!r} was aborted"
+            text = f"the receive of {name!r} was aborted; Communicator.check() raises why"
             with tf.control_dependencies([tf.raw_ops.Assert(condition=good, data=[text])]):
                 self.tensor = tf.identity(value, name="tensor")
             self.tensor.set_shape(shape)
@@ -73,7 +74,8 @@ class Inbox:
         """Makes the step that waits (or will wait) for this tensor fail."""
         if self._put is not None:
             empty = np.array(b"", object) if self._np_dtype.hasobject else np.zeros((), self._np_dtype)
-            self._put(empty, _ABORTED)
+            with contextlib.suppress(tf.errors.CancelledError):  # the session is being closed
+                self._put(empty, _ABORTED)
 
     def drain(self) -> None:
         """Drops everything that is queued. Only between steps."""

@@ -16,10 +16,12 @@ the exchange (handshake).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -388,6 +390,7 @@ class Communicator:
         if self._channel is None:
             steps.step = 0  # both parties count from the start of their conversation
             self.connect()
+            atexit.register(self._program_ends)
         self.bind(sess)
         self.exchange.begin(steps)
 
@@ -510,7 +513,17 @@ class Communicator:
     def _push_now(self, wire: str, step: int, array: np.ndarray) -> None:
         self._guarded(lambda: self._connected().send(wire, step, array, timeout=self.exchange.timeout))
 
+    def _program_ends(self) -> None:
+        # Without a shutdown(). The peer would take it for a party that died, and wait.
+        error = getattr(sys, "last_value", None)  # what ended the program
+        if isinstance(error, Exception) and not hasattr(sys, "ps1"):
+            self.abort(error)
+        else:
+            self.shutdown(timeout=_SETTLE_SECONDS)
+
     def _use(self, channel: Channel | None) -> None:
+        if channel is None:
+            atexit.unregister(self._program_ends)
         self._channel = channel
         self._exchanged.seal(channel is not None)
 

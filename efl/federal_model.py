@@ -115,7 +115,7 @@ class FederalModel(Model):
 
         Raises:
           ModelError: ``mode`` or ``task`` contradicts the scope (the peer would wait for ever), the name is taken, a
-            gradient is asked for that cannot exist, or ``tensor`` is not a tensor of the graph.
+            gradient is asked for that cannot exist, ``tensor`` is not a tensor of the graph, or the model is compiled.
         """
         scope = self._exchange_scope(f"send({name!r})", mode, task)
         tensor = as_graph_tensor(tensor, f"send({name!r})")
@@ -188,6 +188,13 @@ class FederalModel(Model):
         return self.federal_role == "leader"
 
     def _exchange_scope(self, what: str, mode: MODE | None, task: str | None) -> TaskScope:
+        if self._compiled:
+            error = ModelError(
+                f"{what} after compile(): the steps are built, so it would run in none of them, and the peer would "
+                "wait for ever; call it in loss_fn or eval_fn"
+            )
+            self._could_not_begin(error)
+            raise error
         current = current_task_scope()
         for name, asked, here in (("mode", mode, current.mode), ("task", task, current.task)):
             if asked is not None and current.mode is not None and asked != here:
@@ -241,6 +248,16 @@ class FederalModel(Model):
         for (name, _), gradient in zip(self._received(scope), gradients):
             op = self._communicator.send(f"{name}/grad", gradient, scope=scope)
             self._send_ops.setdefault(scope, []).append(op)
+
+    def _check_exchanges(self) -> None:
+        for scope in dict.fromkeys([*self._sent_tensors, *self._receives]):
+            if scope not in self._programs or self._programs[scope].op is None:
+                names = ", ".join(map(repr, [*self._sent_tensors.get(scope, {}), *self._receives.get(scope, {})]))
+                needed, have = ("loss_fn", self._loss_fns) if scope.mode is MODE.TRAIN else ("eval_fn", self._eval_fns)
+                raise ModelError(
+                    f"{names}: sent or received in {scope}, but task {scope.task!r} has no {needed}, so there is no "
+                    f"step of it, and the peer would wait for ever; tasks that have one: {', '.join(map(repr, have))}"
+                )
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         # In training only what comes back as a gradient drives; what was merely shown to the peer is still a loss.

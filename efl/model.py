@@ -421,6 +421,9 @@ class Model(Definition):
     def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:
         return []
 
+    def _check_exchanges(self) -> None:
+        pass
+
     # What the step loop and the stage manager tell.
 
     def _step_done(self, program: Program) -> None:

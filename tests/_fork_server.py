@@ -125,6 +125,7 @@ def _run(request: dict) -> None:
     except BaseException as error:
         # Without this function's own frame, as the user would see it.
         error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
 

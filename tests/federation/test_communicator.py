@@ -119,6 +119,119 @@ write(got)
     assert written["follower"] == [1, 2, 3, 1, 2, 3]
 
 
+GO_ON = """
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    for step in range(6):
+        sess.run([x, length, done])
+        write(step)
+"""
+FOREVER = """
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    for step in range(100):
+        sess.run([y, sent], {value: block(step)})
+"""
+
+
+def go_away(how, session="tf.train.MonitoredSession(hooks=[comm.hook])", more=""):
+    return f"""
+with {session} as sess:
+    {more}
+    for step in range(3):
+        sess.run([y, sent], {{value: block(step)}})
+        {"sess.run(advance)" if more else ""}
+    {how}
+"""
+
+
+PLAIN = {"session": "tf.Session()", "more": "comm.initialize(sess)"}
+
+
+@pytest.mark.parametrize(
+    ("graph", "leave"),
+    [("", {}), ("advance = comm.add_step()\n", PLAIN)],
+    ids=["with its hook", "without shutdown()"],
+)
+def test_a_peer_that_has_taken_its_last_step_ends_the_session_as_the_end_of_data_does(tmp_path, graph, leave):
+    results, written = talk(tmp_path, LEADER_GRAPH + GO_ON, FOLLOWER_GRAPH + graph + go_away("pass", **leave))
+    assert written["leader"] == 2
+    assert "follower ended the run while leader still had steps to take" in results["leader"].output
+    assert "Traceback" not in results["leader"].output + results["follower"].output
+
+
+@pytest.mark.parametrize(
+    ("graph", "leave", "where"),
+    [("", {}, " at step 3"), ("advance = comm.add_step()\n", PLAIN, "")],
+    ids=["with its hook", "without"],
+)
+def test_an_error_between_two_steps_ends_the_peer(tmp_path, graph, leave, where):
+    follower = FOLLOWER_GRAPH + graph + go_away("raise KeyError('secret')", **leave)
+    results, written = talk(tmp_path, LEADER_GRAPH + GO_ON, follower, expect=(1, 1))
+    assert written["leader"] == 2
+    last = results["leader"].output.rstrip().splitlines()[-1]
+    assert "PeerFailed: the follower" in last
+    assert last.endswith(f"failed{where} with KeyError (its own log says why)")
+    assert "secret" not in results["leader"].output
+
+
+def test_an_error_in_the_graph_ends_both(tmp_path):
+    check = "check = tf.debugging.assert_less(x, 1.5, message='too much')\n"
+    broken = check + GO_ON.replace("[x, length, done]", "[x, length, done, check]")
+    results, written = talk(tmp_path, LEADER_GRAPH + broken, FOLLOWER_GRAPH + FOREVER, expect=(1, 1))
+    assert written["leader"] == 1
+    assert "too much" in results["leader"].output
+    told = results["follower"].output.rstrip().splitlines()[-1]
+    assert "PeerFailed: the leader" in told
+    assert "failed at step 3 with InvalidArgumentError" in told
+
+
+@pytest.mark.parametrize("error", ["AbortedError", "UnavailableError"])
+def test_a_monitored_session_is_not_made_anew_behind_the_peers_back(tmp_path, error):
+    broken = f"""
+plain, runs = tf.Session.run, []
+def run(self, fetches, *more, **options):
+    runs.append(fetches)
+    if len([fetched for fetched in runs if "StringLength" in str(fetched)]) == 3:
+        raise tf.errors.{error}(None, None, "gone")
+    return plain(self, fetches, *more, **options)
+tf.Session.run = run
+{GO_ON}
+"""
+    results, written = talk(tmp_path, LEADER_GRAPH + broken, FOLLOWER_GRAPH + FOREVER, expect=(1, 1), timeout=60)
+    assert written["leader"] == 1
+    assert "gone (the session ends: a new one would be out of step with the peer)" in results["leader"].output
+    assert "failed at step 3 with InternalError" in results["follower"].output
+
+
+def test_a_peer_that_is_killed(tmp_path):
+    options = "dict(limits=efl.transport.Limits(peer_timeout=2.0))"
+    follower = FOLLOWER_GRAPH + go_away("import signal; os.kill(os.getpid(), signal.SIGKILL)")
+    results, written = talk(tmp_path, LEADER_GRAPH + GO_ON, follower, expect=(1, -9), options=options)
+    assert written["leader"] == 2
+    assert "efl.errors.PeerLost: the follower" in results["leader"].output.rstrip().splitlines()[-1]
+    assert " at step 4 of run; " in results["leader"].output
+
+
+def test_a_plain_session_is_told_where_to_ask(tmp_path):
+    leader = """
+advance = comm.add_step()
+with tf.Session() as sess:
+    comm.initialize(sess)
+    try:
+        for step in range(6):
+            sess.run([x, length, done])
+            sess.run(advance)
+    except tf.errors.InvalidArgumentError as error:
+        assert "Communicator.check() raises why" in error.message, error.message
+        try:
+            comm.check()
+        except efl.errors.PeerClosed as why:
+            write([step, str(why)])
+"""
+    _, written = talk(tmp_path, LEADER_GRAPH + leader, FOLLOWER_GRAPH + go_away("pass"))
+    assert written["leader"][0] == 3
+    assert "follower ended the run" in written["leader"][1]
+
+
 def test_any_printable_name_can_be_sent(tmp_path):
     # TensorFlow allows few letters in the name of an op; a tensor's name is the users' own.
     names = "NAMES = ['中文', ' x', '/', 'ä b:c(0)', '中国']\n"

@@ -254,6 +254,28 @@ def test_a_contradicting_mode_is_refused(tmp_path):
     assert "mode=eval inside train: the peer would wait for ever" in results["follower"].output
 
 
+@pytest.mark.parametrize("late", ["model.send('late', tf.zeros([2]))", "model.recv('late')"])
+def test_an_exchange_after_compile_is_refused(tmp_path, late):
+    # It would run in no step: the peer of a late send waited for ever, what came for a late receive was never taken.
+    follower = FOLLOWER.replace("model.compile()", f"model.compile()\n{late}\nmodel")
+    assert late in follower
+    results = refused(tmp_path, LEADER, follower, "call it in loss_fn or eval_fn")
+    assert f"{late[6:10]}('late') after compile()" in results["follower"].output
+
+
+@pytest.mark.parametrize(
+    ("early", "why"),
+    [
+        ("model.send('early', tf.zeros([2]), mode=efl.MODE.EVAL)", "in eval, but task None has no eval_fn"),
+        ("model.recv('early', task='other')", "in train:other, but task 'other' has no loss_fn"),
+    ],
+)
+def test_an_exchange_in_a_scope_without_steps_is_refused(tmp_path, early, why):
+    follower = FOLLOWER.replace("model.compile()", f"{early}\nmodel.compile()")
+    assert early in follower
+    refused(tmp_path, LEADER, follower, f"'early': sent or received {why}", "and the peer would wait for ever")
+
+
 def test_without_a_role(tmp_path):
     code = "import sys\nsys.argv = sys.argv[:1]\n"
     results = run_both(tmp_path, code + LEADER, code + FOLLOWER, expect=(1, 1))

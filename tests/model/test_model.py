@@ -1,8 +1,11 @@
 """The model that trains alone: what a user writes, and what comes of it."""
 
 import logging
+import re
+import sys
 import traceback
 from pathlib import Path
+from subprocess import run
 
 import numpy as np
 import pytest
@@ -511,6 +514,42 @@ def test_input_fn_is_called_for_evaluation_only_where_there_is_an_eval_fn(toy):
 def test_functions_with_the_wrong_arguments(toy):
     with pytest.raises(ModelError, match=r"input_fn of the model for TRAIN is called with \(model, mode\)"):
         toy.model().input_fn(lambda mode: None).compile()
+
+
+EAGER = """
+import numpy as np
+import tensorflow
+made = {MADE}
+import efl
+import tensorflow.compat.v1 as tf
+def input_fn(m, mode):
+    return efl.Sample({FEATURES}, {"x": [tf.feature_column.numeric_column("x", 4)]})
+def loss_fn(m, s):
+    return {LOSS}
+model = efl.FederalModel("follower", peer_addr="localhost:1", connect_timeout=0.1)
+model.input_fn(input_fn).loss_fn(loss_fn).compile()
+"""
+ITERATOR = "iter(tensorflow.data.Dataset.from_tensor_slices({'x': np.zeros((20, 4), np.float32)}).batch(5))"
+X = "{'x': tf.zeros([5, 4])}"
+
+
+@pytest.mark.parametrize(
+    ("made", "features", "loss", "message"),
+    [
+        (ITERATOR, "{'x': next(made)['x']}", "0", r"input_fn .*eager.py:8\): got an eager tensor"),
+        ("tensorflow.ones([])", X, "s['x'] * made", r"loss_fn .*eager.py:10\): got an eager tensor"),
+        (ITERATOR, X, "m.send('f', made)", r"send\('f'\): expected a tensor, got OwnedIterator \(use the tensors"),
+    ],
+    ids=["batch", "loss", "sent"],
+)
+def test_what_was_made_before_efl_switched_to_graphs_is_refused_and_the_line_named(
+    tmp_path, made, features, loss, message
+):
+    code = EAGER.replace("{MADE}", made).replace("{FEATURES}", features).replace("{LOSS}", loss)
+    (tmp_path / "eager.py").write_text(code)
+    result = run([sys.executable, str(tmp_path / "eager.py")], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1
+    assert re.search(rf"^efl.errors.ModelError: .*{message}", result.stderr, re.MULTILINE), result.stderr
 
 
 def test_forgotten_reuse_is_refused_and_named(toy):
