@@ -11,6 +11,7 @@ OLDEST := .venv-oldest
 # What leans most on TensorFlow, Keras, gRPC and click themselves, in about a minute and a half.
 OLDEST_TESTS := tests/test_import.py tests/test_packaging.py tests/cli tests/sample tests/metrics tests/data/test_dataio.py \
   tests/model/test_model.py tests/model/test_stage.py tests/model/test_optimizer_fn.py tests/federation/test_parity.py
+VERSION := import sys; print(sys.version)
 UV ?= uv
 export PYTHON
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -22,6 +23,8 @@ help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.efl ## Make .venv with everything in it, from requirements.lock.
+	@$(if $(PYTHON),$(PYTHON) -c '$(VERSION)' | grep -qxF "$$($(BIN)/python -c '$(VERSION)')" || \
+	  echo "$(VENV) is of another Python than PYTHON=$(PYTHON): remove it to have it made anew",:)
 	@$(if $(MADE),echo "ready: . $(BIN)/activate",$(if $(filter setup,$(MAKECMDGOALS)),echo "$(VENV) is up to date",:))
 
 # The versions and hashes of the lock, and nothing else.

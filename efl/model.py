@@ -85,6 +85,7 @@ class Model(Definition):
         self._session: HookedSession | None = None
         self._run: Run | None = None
         self._initial_weights: dict[str, np.ndarray] = {}
+        self._all_metrics: tuple[tuple[tf.Variable, ...], tf.Operation] | None = None
         self._solo = Solo()
         self._pace: Any = self._solo
         self._stage_manager = StageManager()
@@ -324,8 +325,11 @@ class Model(Definition):
 
     @property
     def metric_variables_initializer(self) -> tf.Operation:
-        """An op that starts all metrics afresh."""
-        return tf.variables_initializer(tf.get_collection(tf.GraphKeys.METRIC_VARIABLES))
+        """An op that starts all metrics afresh; made once, so that a graph that ``fit`` has finalised need not grow."""
+        held = tuple(tf.get_collection(tf.GraphKeys.METRIC_VARIABLES))
+        if self._all_metrics is None or self._all_metrics[0] != held:
+            self._all_metrics = held, tf.variables_initializer(held)
+        return self._all_metrics[1]
 
     @property
     def stage_mgr(self) -> StageManager:

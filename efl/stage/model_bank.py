@@ -15,6 +15,7 @@ from efl.stage.stage import Stage
 
 _log = logging.getLogger("efl")
 _KEYS = {"load", "exclude", "path"}
+_COUNT = tf.GraphKeys.GLOBAL_STEP
 
 
 class ModelBank(Stage):
@@ -28,9 +29,10 @@ class ModelBank(Stage):
     Args:
       is_chief: Only the chief worker loads; on others the stage does nothing.
       config: A dict (its keys are free) or list of entries. ``load`` is a list of shell patterns over variable names,
-        or ``{name in the checkpoint: name in the graph}``; ``exclude`` a list of patterns of graph names; ``path`` a
-        checkpoint prefix or a folder of checkpoints. Variables that the graph does not have are passed over. Where
-        several entries give the same variable, the later one wins.
+        or ``{name in the checkpoint: name in the graph}``; ``exclude`` (default: none) a list of patterns of graph names;
+        ``path`` a checkpoint prefix or a folder of checkpoints. Variables that the graph does not have are passed over,
+        and by patterns with a wildcard the count of steps, ``global_step``: the run's own goes on. Where several
+        entries give the same variable, the later one wins.
 
     Raises:
       ConfigError: The configuration is malformed.
@@ -82,7 +84,11 @@ class ModelBank(Stage):
                 )
             pairs = dict(load)
         else:
-            pairs = {old: old for old in shapes if any(fnmatch.fnmatchcase(old, p) for p in load)}
+            pairs = {
+                old: old
+                for old in shapes
+                if old in load or (old != _COUNT and any(fnmatch.fnmatchcase(old, p) for p in load))
+            }
         kept = {
             old: new
             for old, new in pairs.items()
@@ -97,16 +103,15 @@ class ModelBank(Stage):
 
 
 def _checked(name: str, entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, Mapping) or set(entry) != _KEYS:
-        raise ConfigError(
-            f"model bank {name!r}: expected a dict with exactly load, exclude and path, got {entry!r:.200}"
-        )
+    if not isinstance(entry, Mapping) or {"exclude", *entry} != _KEYS:
+        raise ConfigError(f"model bank {name!r}: expected a dict of load, path and exclude, got {entry!r:.200}")
     if not isinstance(entry["load"], Mapping) and (
         isinstance(entry["load"], str) or not isinstance(entry["load"], Sequence)
     ):
         raise ConfigError(
             f"model bank {name!r}: load={entry['load']!r}: expected a list of patterns or a dict old -> new"
         )
-    if isinstance(entry["exclude"], str) or not isinstance(entry["exclude"], Sequence):
-        raise ConfigError(f"model bank {name!r}: exclude={entry['exclude']!r}: expected a list of patterns")
-    return {"load": entry["load"], "exclude": list(entry["exclude"]), "path": str(entry["path"])}
+    exclude = entry.get("exclude", [])
+    if isinstance(exclude, str) or not isinstance(exclude, Sequence):
+        raise ConfigError(f"model bank {name!r}: exclude={exclude!r}: expected a list of patterns")
+    return {"load": entry["load"], "exclude": list(exclude), "path": str(entry["path"])}

@@ -168,6 +168,7 @@ def test_metric_variables_initializer_resets_all(toy):
     value = model.metrics(efl.MODE.EVAL)["mse"][0]
     assert model.session.run(value) > 0
     model.session.run(model.metric_variables_initializer)
+    assert model.metric_variables_initializer is model.metric_variables_initializer  # and the graph does not grow
     assert model.session.run(value) == 0
 
 

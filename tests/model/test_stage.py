@@ -293,6 +293,15 @@ def test_a_bank_takes_checkpoints_of_efl(toy, tmp_path):
     )
 
 
+def test_the_count_of_steps_is_loaded_only_by_its_name(toy, tmp_path):
+    toy.model().compile().fit(efl.procedure_fn.train(max_step=3), checkpoint_dir=str(tmp_path))
+    for load, steps in (["*"], 0), (["net/*", "global_step"], 3), ({"global_step": "global_step"}, 3):
+        tf.reset_default_graph()
+        bank = ModelBank(True, [{"load": load, "path": str(tmp_path / "local" / "0")}])
+        model = run(toy.model(), lambda m, bank=bank: m.run_stage("bank", bank))
+        assert model.session.run(model.global_step) == steps, load
+
+
 def test_training_goes_on_from_the_bank(toy, bank_folder):
     def procedure(m):
         m.run_stage("bank", ModelBank(True, [entry(["*"], bank_folder / "own")]))
@@ -310,9 +319,9 @@ def test_a_bank_without_entries_does_nothing(toy):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"load": ["*"], "path": "x"}, "model bank '0': expected a dict with exactly load, exclude and path, got"),
-        ({"load": ["*"], "exclude": [], "path": "x", "more": 1}, "expected a dict with exactly load, exclude and path"),
-        ("path", "expected a dict with exactly load, exclude and path, got 'path'"),
+        ({"load": ["*"], "exclude": []}, "model bank '0': expected a dict of load, path and exclude, got"),
+        ({"load": ["*"], "exclude": [], "path": "x", "more": 1}, "expected a dict of load, path and exclude"),
+        ("path", "expected a dict of load, path and exclude, got 'path'"),
         ({"load": "*", "exclude": [], "path": "x"}, r"load='\*': expected a list of patterns or a dict old -> new"),
         ({"load": 3, "exclude": [], "path": "x"}, "load=3: expected a list of patterns"),
         ({"load": ["*"], "exclude": "a", "path": "x"}, "exclude='a': expected a list of patterns"),
