@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from efl._position import Position
 from efl.errors import CheckpointError, ConfigError, ProtocolError
 
 _log = logging.getLogger("efl")
+REMEMBERED = 50
+_MAX_PROCEDURE = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Facts:
       inputs: Scope -> whether the position of its input survives a restart.
       run: A fresh identity for the attempt that begins. The leader's counts.
       seed: The leader's: what both do at random together follows from it. The follower tells none.
+      fit: Number of this ``fit`` in its program, from 1.
+      procedures: Of this fit and those before it, at most ``REMEMBERED`` of them, the current one last.
     """
 
     checkpoints: tuple[Known, ...]
@@ -40,6 +44,8 @@ class Facts:
     inputs: Mapping[str, bool]
     run: str
     seed: int | None
+    fit: int
+    procedures: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON values."""
@@ -51,7 +57,13 @@ class Facts:
             "inputs": dict(self.inputs),
             "run": self.run,
             "seed": self.seed,
+            "fit": self.fit,
+            "procedures": list(self.procedures),
         }
+
+    def by_number(self) -> dict[int, str]:
+        """Number of a fit -> its procedure."""
+        return dict(enumerate(self.procedures, self.fit - len(self.procedures) + 1))
 
     @classmethod
     def parse(cls, told: Mapping[str, Any], peer_role: str) -> Facts:
@@ -69,11 +81,47 @@ class Facts:
                 {_text(scope, 300): _truth(kept) for scope, kept in told["inputs"].items()},
                 _text(told["run"]),
                 None if told["seed"] is None else _count(told["seed"]),
+                _count(told["fit"]),
+                tuple(_text(procedure, _MAX_PROCEDURE) for procedure in told["procedures"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(
                 f"{peer_role} told something about its run that cannot be ({error!r:.200}): is its efl of this version?"
             ) from None
+
+
+def different_programs(mine: Facts, peer: Facts, role: str, peer_role: str) -> list[str]:
+    """Where the parties' programs call ``fit`` with different procedures, as far as both remember."""
+    found = []
+    held = {role: mine.by_number(), peer_role: peer.by_number()}
+    for number in sorted(held["leader"].keys() & held["follower"].keys()):
+        leader, follower = held["leader"][number], held["follower"][number]
+        if leader != follower:
+            which = "procedure" if number == max(mine.fit, peer.fit) else f"procedure of fit {number}"
+            found.append(f"{which}: the leader has {leader!r}, the follower has {follower!r}")
+    return found
+
+
+def behind(mine: Facts, peer: Facts, ours: Callable[[Position, int], bool]) -> set[str]:
+    """Who comes to a fit that is over, and passes it by: ``"mine"``, ``"peer"``, both or none.
+
+    A party that died after the last step of a fit, or in a later one, begins its program again; the survivor's has gone
+    on. The newest checkpoint of both tells: it was made in a later fit, or is the one that ended this one.
+
+    Args:
+      mine: This party's facts.
+      peer: The peer's.
+      ours: Whether a checkpoint was made by this program, as far as its fits up to a number go.
+    """
+    known = newest_common(mine, peer)
+    newest = None if known is None else known[0]
+    if mine.fit == peer.fit:
+        later = newest is not None and newest.fit > mine.fit and ours(newest, mine.fit)
+        return {"mine", "peer"} if later and not mine.warm and not peer.warm else set()
+    late, ahead, who = (mine, peer, "mine") if mine.fit < peer.fit else (peer, mine, "peer")
+    passed = [position for position, _ in ahead.checkpoints if position.fit <= late.fit]
+    over = newest is not None and ours(newest, late.fit) and (newest.fit > late.fit or newest == max(passed))
+    return {who} if over and not late.warm else set()
 
 
 def shared_seed(seed: int) -> int:
@@ -100,6 +148,7 @@ def where_to_start(mine: Facts, peer: Facts, role: str, peer_role: str) -> Start
     Raises:
       CheckpointError: The parties hold checkpoints, but none of one run and position; or their weights are not equally
         far; or the input of only one of them can go on where the checkpoint was made.
+        Or they are in different fits of their programs.
       ConfigError: They would save at different steps.
     """
     if (mine.save_steps is None) != (peer.save_steps is None):
@@ -110,14 +159,21 @@ def where_to_start(mine: Facts, peer: Facts, role: str, peer_role: str) -> Start
             f"save_checkpoint_steps is {mine.save_steps} at {role} and {peer.save_steps} at {peer_role}: a run can "
             "only be recovered from steps that both save; give both the same"
         )
+    if mine.fit != peer.fit:
+        fits = {role: mine.fit, peer_role: peer.fit}
+        raise CheckpointError(
+            f"fit: the leader is in its {fits['leader']}., the follower in its {fits['follower']}., and no checkpoint "
+            f"that both hold is of the end of the earlier one ({role} has {_steps(mine)}, {peer_role} has "
+            f"{_steps(peer)}): start both again, with the checkpoint_dir of one run or with an empty one"
+        )
     if mine.warm and peer.warm:
         if mine.steps_trained != peer.steps_trained:
             raise _unequal(mine, peer, role, peer_role)
         return Start(None, cold=False)
-    common = sorted(set(mine.checkpoints) & set(peer.checkpoints))
-    if common:
-        _check_inputs(common[-1][0], mine, peer, role, peer_role)
-        return Start(common[-1], cold=True)
+    common = newest_common(mine, peer)
+    if common is not None:
+        _check_inputs(common[0], mine, peer, role, peer_role)
+        return Start(common, cold=True)
     held = [position for position, _ in (*mine.checkpoints, *peer.checkpoints)]
     if any(position.trained for position in held):
         raise CheckpointError(
@@ -135,6 +191,11 @@ def _unequal(mine: Facts, peer: Facts, role: str, peer_role: str) -> CheckpointE
         f"{role} has trained {mine.steps_trained} steps and {peer_role} {peer.steps_trained}: a party was "
         "restarted without a checkpoint; restart both, or train with checkpoint_dir"
     )
+
+
+def newest_common(mine: Facts, peer: Facts) -> Known | None:
+    """The newest checkpoint that both hold."""
+    return max(set(mine.checkpoints) & set(peer.checkpoints), default=None)
 
 
 def unequal_inputs(mine: Facts, peer: Facts, role: str, peer_role: str) -> tuple[str, str] | None:

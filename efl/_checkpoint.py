@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +48,7 @@ class CheckpointStore:
         self.pinned: Known | None = None
         self._keep = max(1, keep)
         self._whole: dict[Position, dict[str, Any]] = {}  # manifests of those whose files were compared
+        self._damaged: set[Position] = set()
         self._lock: IO[str] | None = None
 
     # ---- one process at a time
@@ -82,6 +84,7 @@ class CheckpointStore:
             file.close()
             raise CheckpointError(f"cannot write checkpoints below {self.folder}: {error}") from None
         self._lock = file
+        _close_in_children(file)
         self._clean()
 
     def unlock(self) -> None:
@@ -106,7 +109,9 @@ class CheckpointStore:
 
     def known(self) -> list[Known]:
         """All whole checkpoints, ascending; damaged ones are left out with a warning."""
-        return [(position, str(self._manifest(position)["state"]["run"])) for position in self._sound()]
+        # Asked in the thread that reads a newcomer's hello as well, while the run may be pruning.
+        manifests = ((position, self._whole.get(position)) for position in self._sound())
+        return [(position, str(manifest["state"]["run"])) for position, manifest in manifests if manifest is not None]
 
     def prefix(self, position: Position) -> str:
         """What ``tf.train.Saver.restore`` takes for that position."""
@@ -160,6 +165,7 @@ class CheckpointStore:
             ) from None
         shutil.rmtree(replaced, ignore_errors=True)
         self._whole[position] = manifest
+        self._damaged.discard(position)
         self._prune()
         return target
 
@@ -191,8 +197,8 @@ class CheckpointStore:
         return self._whole[position]
 
     def _compare(self, position: Position) -> bool:
-        if position in self._whole:
-            return True
+        if position in self._whole or position in self._damaged:
+            return position in self._whole
         folder = self._path(position)
         try:
             manifest = json.loads((folder / _STATE).read_text())
@@ -202,9 +208,23 @@ class CheckpointStore:
             good = False
         if good:
             self._whole[position] = manifest
-        else:
+        elif position not in self._damaged:
+            self._damaged.add(position)
             _log.warning("checkpoint %s is damaged or incomplete: skipped", folder)
         return good
+
+
+_watching_forks = False
+_held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _close_in_children(lock: IO[str]) -> None:
+    # A lock belongs to an open file, which a forked worker shares: it would outlive the process that was killed.
+    global _watching_forks
+    if not _watching_forks:
+        os.register_at_fork(after_in_child=lambda: [held.close() for held in list(_held)])
+        _watching_forks = True
+    _held.add(lock)
 
 
 def mismatches(prefix: str, variables: Iterable[tf.Variable]) -> dict[tf.Variable, str]:

@@ -65,12 +65,18 @@ class Definition:
           task: Default: the scope in which it is called.
 
         Raises:
-          ModelError: Not a metric, or the name is taken in that mode and task.
+          ModelError: Not a metric, the name is taken in that mode and task, or a pair comes after ``compile``.
         """
         program = self._program(self._scope(mode, task))
         if name in program.metrics:
             raise ModelError(f"metric {name!r} exists already in {program.scope}")
-        program.metrics[name] = Metric.parse(name, metric)
+        parsed = Metric.parse(name, metric)
+        if self._compiled and parsed.update is not None:
+            raise ModelError(
+                f"add_metric({name!r}) after compile(): the steps are built, so its update would never run; add it in "
+                "loss_fn or eval_fn, or before compile()"
+            )
+        program.metrics[name] = parsed
 
     def add_hooks(
         self, hooks: Sequence[tf.train.SessionRunHook], mode: MODE | None = None, task: str | None = None

@@ -119,6 +119,14 @@ class Keeping:
         where = "" if known is None else f", the newest of {known[0]}"
         return f"{wait}; if its program has ended, start it again as before: both go on from a checkpoint{where}"
 
+    def what_is_left(self) -> str:
+        """What a party that goes without saving leaves behind, in words."""
+        if self.store is None:
+            return "without a checkpoint_dir nothing of it is kept"
+        if self.store.pinned is None:
+            return "no checkpoint is held by both parties" if self._communicator is not None else "see its checkpoints"
+        return f"started again, both go on from the checkpoint of {self.store.pinned[0]}"
+
     def make_saver(self) -> None:
         """Makes the ops that save; once, after the graph is complete."""
         if self.store is not None and self._saver is None:
@@ -141,6 +149,28 @@ class Keeping:
     def _held() -> list[tf.Variable]:
         return list(dict.fromkeys([*tf.global_variables(), *tf.local_variables()]))
 
+    def check_model(self) -> None:
+        """Looks whether the newest checkpoint is of this model.
+
+        Before the peer is called: it may be one that waits, and a party that could not go on must not end it.
+
+        Raises:
+          CheckpointError: It is of another model.
+        """
+        newest = None if self.store is None else self.store.newest()
+        if newest is not None:
+            self._check_model(newest)
+
+    def _check_model(self, position: Position) -> None:
+        assert self.store is not None
+        differences = mismatches(self.store.prefix(position), tf.global_variables())
+        if differences:
+            raise CheckpointError(
+                f"the checkpoint of {position} in {self.store.folder} is of another model: "
+                + "; ".join(f"{variable.op.name} {text}" for variable, text in differences.items())
+                + ". Run the program that made it, or use another checkpoint_dir"
+            )
+
     def restore(self, raw: tf.Session, position: Position) -> None:
         """Gives everything that a checkpoint holds back to a session, but the user's own iterators.
 
@@ -150,14 +180,9 @@ class Keeping:
         assert self.store is not None and self._saver is not None
         model = self._model
         prefix = self.store.prefix(position)
-        differences = mismatches(prefix, tf.global_variables())
+        self._check_model(position)
         # Local variables (metrics, readers' positions) that an earlier program did not have begin afresh.
         absent = set(mismatches(prefix, tf.local_variables()))
-        if differences:
-            raise CheckpointError(
-                f"the checkpoint of {position} in {self.store.folder} is of another model: "
-                + "; ".join(f"{variable.op.name} {text}" for variable, text in differences.items())
-            )
         saver = self._saver
         if absent or self.iterators.saveables:  # these need their initializers first
             saver = tf.train.Saver([v for v in self._held() if v not in absent])
@@ -231,3 +256,5 @@ class Keeping:
         self.peer_saved = {known, *sorted(self.peer_saved)[-20:]}
         if self.store is not None and self._saved is not None and known == (self._saved, self.lineage):
             self.store.pinned = known
+            if self._communicator is not None:
+                self._communicator.exchange.prospects = self.prospects()

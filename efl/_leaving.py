@@ -33,8 +33,13 @@ class Leaving:
     def __init__(self, model: Model, keeping: Keeping, role: str) -> None:
         self._model, self._keeping, self._role = model, keeping, role
         self._communicator: Communicator | None = getattr(model, "communicator", None)
-        self._part_for = ""  # the role that wants to go at the next mark
+        self._part_for: set[str] = set()  # the roles that want to go at the next mark
+        self._terminated = self._parted = False
         self.signals = Signals(self._on_terminate, self._abort_step)
+
+    def is_silent(self, error: BaseException) -> bool:
+        """Whether the peer is not told: it waits for this party as for one that died, and both go on later."""
+        return isinstance(error, SystemExit) and error.code == TERMINATED and self._keeping.recoverable
 
     def reason(self, error: BaseException) -> BaseException:
         """What the peer is told: an error of ours where somebody outside has ended the program."""
@@ -48,7 +53,8 @@ class Leaving:
         """Where this party's steps are, for the peer's message."""
         running = [scope for scope in self._model._programs if self._model._pace.scope(scope.wire).running]
         if not running:
-            return f"the end of step {self._model.steps_trained}"
+            trained = self._model.steps_trained
+            return f"the end of step {trained}" if trained else "the beginning, before its first step"
         return f"step {self._model._pace.scope(running[0].wire).running} of {running[0].wire}"
 
     def marks_due(self) -> list[str]:
@@ -56,9 +62,8 @@ class Leaving:
         due = []
         if self._keeping.seconds_passed():
             due.append(marks.SAVE)
-        if self._part_for:
-            due.append(marks.parting(self._part_for))
-            self._part_for = ""
+        while self._part_for:
+            due.append(marks.parting(self._part_for.pop()))
         return due
 
     def at_marks(self, reached: set[str]) -> None:
@@ -73,12 +78,28 @@ class Leaving:
         if going:
             raise Parted(going)
 
+    def last_word(self, error: BaseException) -> None:
+        """Says where a party stands that goes at once."""
+        if isinstance(error, KeyboardInterrupt):
+            _log.warning("%s: interrupted after step %d", self._role, self._model.steps_trained)
+        elif isinstance(error, SystemExit) and error.code == TERMINATED and not self._parted:
+            _log.warning(
+                "%s: stopped after step %d (SIGTERM); %s",
+                self._role,
+                self._model.steps_trained,
+                self._keeping.what_is_left(),
+            )
+
     def _on_terminate(self) -> bool:
+        self._terminated = True
         if not self._keeping.recoverable:
+            return False
+        if self._communicator is not None and self._communicator.away:
+            _log.warning("%s: SIGTERM: going, without a step that both could save: the peer is away", self._role)
             return False
         _log.warning("%s: SIGTERM: saving after a common step, then going", self._role)
         if self._model._is_timekeeper:
-            self._part_for = self._role
+            self._part_for.add(self._role)
         elif self._communicator is not None:
             self._communicator.exchange.ask_to_part()
         return True
@@ -86,25 +107,28 @@ class Leaving:
     def on_part_asked(self) -> None:
         """The peer got SIGTERM, and asks for the mark after which it goes."""
         assert self._communicator is not None
-        self._part_for = self._communicator.peer_role
+        self._part_for.add(self._communicator.peer_role)
 
     def _abort_step(self, why: str) -> None:
         if self._communicator is not None:
             self._communicator.exchange.fail(Interrupted(f"{self._role} {why}"))
 
-    def part(self, role: str) -> PeerLost:
+    def part(self, roles: set[str]) -> PeerLost:
         """Says goodbye for now.
 
         Raises:
-          SystemExit: This party is the one that goes.
+          SystemExit: This party is one that goes.
         """
         if self._communicator is not None:
-            self._communicator.shutdown()
-        if role == self._role:
-            _log.warning("%s: saved after step %d; going (SIGTERM)", role, self._model.steps_trained)
+            self._communicator.shutdown(firm=True)
+        step = self._model.steps_trained
+        if self._role in roles or self._terminated:  # or will have to go, where its own mark came too late
+            _log.warning("%s: saved after step %d; going (SIGTERM)", self._role, step)
+            self._parted = True
             raise SystemExit(TERMINATED)
+        (other,) = roles
         _log.warning(
             "%s: %s was stopped (SIGTERM) after step %d, which both have saved; %s",
-            self._role, role, self._model.steps_trained, self._keeping.prospects(),
+            self._role, other, step, self._keeping.prospects(),
         )  # fmt: skip
-        return PeerLost(f"{role} was stopped (SIGTERM) after step {self._model.steps_trained}")
+        return PeerLost(f"{other} was stopped (SIGTERM) after step {step}")

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow.compat.v1 as tf
 
+from efl import _agreement as agreement
 from efl import _readers
-from efl._agreement import Facts, Start, shared_seed, unequal_inputs, where_to_start
+from efl._agreement import Facts, Start
+from efl._checkpoint import Known
 from efl._keeping import Keeping
 from efl._leaving import Leaving
+from efl._position import Position
 from efl._session import HookedSession
 from efl._steps.marks import Parted
 from efl._task_scope import MODE
@@ -30,6 +33,18 @@ if TYPE_CHECKING:
     from efl.model import Model
 
 _log = logging.getLogger("efl")
+
+
+class _PassedBy(Exception):
+    """A party came to a fit that is over, as both have seen: it passes it by, and meets the other in a later one.
+
+    Attributes:
+      end: Where this party's next fit begins; None where only the other passes by.
+    """
+
+    def __init__(self, end: Known | None) -> None:
+        super().__init__()
+        self.end = end
 
 
 class Run:
@@ -92,17 +107,17 @@ class Run:
         try:
             if self._store is not None and self._procedure.trains:
                 self._store.lock()
-            if not self._was_done_before():
-                with self.leaving.signals:
+            with self.leaving.signals:
+                if not self._was_done_before():
                     self._execute()
-                model.in_step = True
             model.fits.append(self._procedure.describe())
         except BaseException as error:
             for program in model._programs.values():
                 program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew
-            if isinstance(error, KeyboardInterrupt):
-                _log.warning("%s: interrupted after step %d", self._role, model.steps_trained)
-            if self._communicator is not None and self._called_peer:
+            self.leaving.last_word(error)
+            if self._communicator is not None and self._called_peer and self.leaving.is_silent(error):
+                self._communicator.abandon()
+            elif self._communicator is not None and self._called_peer:
                 self._communicator.abort(self.leaving.reason(error), self.leaving.where())
             elif isinstance(error, Exception):
                 model._could_not_begin(error)
@@ -113,15 +128,25 @@ class Run:
                 self._store.unlock()
 
     def _execute(self) -> None:
+        if self._communicator is not None and not self._model.in_step:
+            self.keeping.check_model()
         lost: PeerLost | None = None
         while True:
             try:
                 self._attempt(lost)
+                self._model.in_step = True
                 return
+            except _PassedBy as passed:
+                assert self._communicator is not None
+                self._communicator.shutdown(firm=True)  # both know; whoever is lost meanwhile will come again
+                if passed.end is not None:
+                    self._pass_by(passed.end)
+                    return
+                continue
             except PeerRestarted as error:
                 lost = error
             except Parted as parted:
-                lost = self.leaving.part(parted.role)
+                lost = self.leaving.part(parted.roles)
             self._give_up_attempt(lost)
 
     def _attempt(self, lost: PeerLost | None) -> None:
@@ -142,8 +167,8 @@ class Run:
             for scope, program in self._model._programs.items():
                 # Said after this party's last step: the next fit begins the data anew on both sides.
                 program.exhausted |= self._model._pace.ended_by_peer(self._model._pace.scope(scope.wire))
-            if isinstance(failure, (PeerRestarted, PeerFailed)):
-                raise failure
+            if isinstance(failure, (PeerLost, PeerFailed)):
+                raise failure  # it may not have saved the last steps, and need this party to take them again
             if failure is not None:
                 _log.warning("%s is done; whether its peer is, nobody knows: %s", self._role, failure)
         self._model.session.end(self._hooks())
@@ -181,19 +206,37 @@ class Run:
     # ---- start -------------------------------------------------------------------------------------------------
 
     def _was_done_before(self) -> bool:
-        """Whether this is a fit of a program that an earlier process finished, and went on to the next."""
+        """Whether this is a fit without a peer that an earlier process finished, and went on to the next."""
         model, store = self._model, self._store
-        if store is None or model.in_step:
+        if store is None or model.in_step or self._communicator is not None:
             return False
         newest = store.newest()
-        if newest is None or newest.fit <= self._fit:
+        if newest is None or newest.fit <= self._fit or not self._is_ours(newest, self._fit):
             return False
-        state = store.state(newest)
-        if state["fits"][: self._fit] != [*model.fits, self._procedure.describe()]:
-            return False
-        self._start_session(Start((newest, state["run"]), cold=True), alone=True)
-        _log.info("%s: fit %d was done before; going on with fit %d", self._role, self._fit, newest.fit)
+        self._pass_by((newest, store.state(newest)["run"]))
         return True
+
+    def _is_ours(self, position: Position, fit: int) -> bool:
+        """Whether a checkpoint was made by this program, as far as its fits up to a number go."""
+        assert self._store is not None
+        made_in = self._store.state(position)["fits"][:fit]
+        return bool(made_in == [*self._model.fits, self._procedure.describe()][: len(made_in)])
+
+    def _pass_by(self, end: Known) -> None:
+        self._start_session(Start(end, cold=True), alone=True)
+        _log.info("%s: fit %d was done before; going on with fit %d", self._role, self._fit, self._fit + 1)
+
+    def _meet_in_one_fit(self, mine: Facts, peer: Facts) -> None:
+        """Sees to it that both parties are in the same fit of their programs.
+
+        Raises:
+          _PassedBy: One of them, or both, pass a fit by that is over, and meet in the next.
+        """
+        who = agreement.behind(mine, peer, self._is_ours)
+        if who:
+            if "mine" not in who:
+                _log.info("%s: the peer has begun its program again, and has done fit %d", self._role, peer.fit)
+            raise _PassedBy(agreement.newest_common(mine, peer) if "mine" in who else None)
 
     def _facts(self) -> Facts:
         model = self._model
@@ -204,7 +247,9 @@ class Run:
             warm=model.in_step,
             inputs=self.keeping.iterators.kept,
             run=secrets.token_hex(8),
-            seed=None if self._role == "follower" else shared_seed(self._own_seed()),
+            seed=None if self._role == "follower" else agreement.shared_seed(self._own_seed()),
+            fit=self._fit,
+            procedures=(*model.fits, self._procedure.describe())[-agreement.REMEMBERED :],
         )
 
     def _agree(self, lost: PeerLost | None) -> Start:
@@ -214,8 +259,6 @@ class Run:
         peer = mine
         if communicator is not None:
             terms = {
-                "procedure": self._procedure.describe(),
-                "fit": self._fit,
                 "project_name": self._project_name,
                 "tasks": sorted(scope.wire for scope in model._programs),
             }
@@ -231,16 +274,18 @@ class Run:
                 stubborn=lost is not None,
             )
             peer = Facts.parse(told, communicator.peer_role)
+            self._meet_in_one_fit(mine, peer)
         self.keeping.peer_saves = peer.save_steps is not None
         leader = peer if self._role == "follower" else mine
         model.shared_seed, self.keeping.lineage = leader.seed or 0, leader.run
         peer_role = "" if communicator is None else communicator.peer_role
-        start = where_to_start(mine, peer, self._role, peer_role)
-        self.keeping.unequal = unequal_inputs(mine, peer, self._role, peer_role)
+        start = agreement.where_to_start(mine, peer, self._role, peer_role)
+        self.keeping.unequal = agreement.unequal_inputs(mine, peer, self._role, peer_role)
         if self.keeping.unequal is not None and self._procedure.trains and self.keeping.saves_with_peer:
             _log.warning("%s: %s", self._role, self.keeping.why_not_recoverable())
         if self._store is not None:
-            self._store.pinned, self.keeping.peer_saved = start.restore, set(peer.checkpoints)
+            # Also where both go on with what they have: whoever dies before the next needs it.
+            self._store.pinned, self.keeping.peer_saved = agreement.newest_common(mine, peer), set(peer.checkpoints)
         if communicator is not None:
             communicator.exchange.prospects = self.keeping.prospects()
         if start.restore is None and not self._procedure.trains and self._store is not None and not mine.warm:
@@ -250,18 +295,21 @@ class Run:
             )
         return start
 
-    def _judge(self, facts: Mapping[str, Any]) -> list[str]:
-        """Why somebody with these facts cannot take the place of a peer that was lost.
+    def _judge(self, facts: Mapping[str, Any], replaces: bool) -> list[str]:
+        """Why somebody with these facts cannot be the peer, or take the place of one that was lost.
 
-        Where nobody could, whoever comes shows that the peer is gone for good, and the run ends.
+        Where nobody could do that, whoever comes shows that the peer is gone for good, and the run ends.
         """
         assert self._communicator is not None
-        if not self.keeping.recoverable:
-            return []
+        peer_role = self._communicator.peer_role
         try:
-            mine = replace(self._facts(), warm=False)
-            where_to_start(mine, Facts.parse(facts, self._communicator.peer_role), self._role,
-                           self._communicator.peer_role)  # fmt: skip
+            mine, peer = self._facts(), Facts.parse(facts, peer_role)
+            reasons = agreement.different_programs(mine, peer, self._role, peer_role)
+            if reasons or not replaces or not self.keeping.recoverable:
+                return reasons
+            mine = replace(mine, warm=False)
+            if not agreement.behind(mine, peer, self._is_ours):
+                agreement.where_to_start(mine, peer, self._role, peer_role)
         except EflError as error:
             return [str(error)]
         return []

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from efl.errors import EflError
+
 _log = logging.getLogger("efl")
 TERMINATED = 128 + signal.SIGTERM  # the exit code of who ends for a SIGTERM
 _PATIENCE = 0.5  # seconds that a step has to end by itself after Ctrl-C
@@ -98,7 +100,10 @@ class Signals:
             self._over.wait(_PATIENCE)
             why = "was interrupted (Ctrl-C)"
         else:
-            if self._on_terminate():
+            waits = False
+            with contextlib.suppress(EflError):  # the conversation is over: nothing to wait for
+                waits = self._on_terminate()
+            if waits:
                 self._over.wait(_GRACE)
             why = "was stopped (SIGTERM)"
             self.overdue = True

@@ -244,12 +244,13 @@ class Communicator:
         columns = [ids] if block is None or row is None else [ids, block, row]
         self._ids_noted[scope] = call_python(note, columns, op_name("efl_sample_ids", scope.wire))
 
-    def send_after(self, scope: TaskScope, read: Sequence[tf.Tensor]) -> None:
-        """Makes all further sends of a scope wait for its batch.
+    def send_after(self, scope: TaskScope, read: Sequence[tf.Tensor]) -> tf.Operation:
+        """Makes all further sends of a scope wait for its batch; returns the op that they wait for.
 
         A message of step n is what tells the peer that this party has data for step n.
         """
         self._batch_read[scope] = tf.group(*read)
+        return self._batch_read[scope]
 
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""
@@ -316,7 +317,7 @@ class Communicator:
         facts: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
-        judge: Callable[[Mapping[str, Any]], list[str]] | None = None,
+        judge: Callable[[Mapping[str, Any], bool], list[str]] | None = None,
         stubborn: bool = False,
     ) -> Mapping[str, Any]:
         """Connects and shakes hands.
@@ -325,7 +326,8 @@ class Communicator:
           terms: Further terms that must be equal on both sides.
           facts: What this side tells the other (JSON values).
           timeout: Seconds to wait for the peer; ``connect_timeout`` by default.
-          judge: Reasons why somebody with such facts cannot take the place of a peer that was lost.
+          judge: Reasons why somebody with such facts cannot be the peer; with True, that cannot take the place of one
+            that was lost.
           stubborn: Whether to refuse who disagrees, and to wait on.
 
         Returns:
@@ -349,7 +351,7 @@ class Communicator:
         self._reader_ops.clear()
         if judge is not None:
             ask = judge
-            channel.judge(lambda hello: ask(hello.facts) if stubborn or channel.away else [])
+            channel.judge(lambda hello: ask(hello.facts, stubborn or channel.away))
         try:
             peer = channel.connect(self._connect_timeout if timeout is None else timeout, stubborn)
         except BaseException:
@@ -401,12 +403,13 @@ class Communicator:
             inbox.bind(session)
         self.exchange.bind()
 
-    def shutdown(self, sess: tf.Session | None = None, timeout: float = 10.0) -> EflError | None:
+    def shutdown(self, sess: tf.Session | None = None, timeout: float = 10.0, *, firm: bool = False) -> EflError | None:
         """Says goodbye and closes the channel; a later ``connect`` starts anew.
 
         Args:
           sess: Accepted for compatibility.
-          timeout: Seconds to wait for the peer's goodbye.
+          timeout: Seconds to wait for the peer's goodbye; while the connection is lost, up to ``peer_timeout``.
+          firm: Waits no longer than ``timeout`` in any case.
 
         Returns:
           Why the peer's goodbye did not come, where the conversation failed before it; else None.
@@ -415,7 +418,7 @@ class Communicator:
         failure = None
         if self._channel is not None:
             channel = self._channel
-            channel.close(timeout)
+            channel.close(timeout, firm)
             if channel.error is None:
                 self.exchange.settle(_SETTLE_SECONDS)
             failure = None if channel.peer_closed else channel.error
@@ -479,6 +482,11 @@ class Communicator:
     def connected(self) -> bool:
         """Whether the parties have shaken hands and neither has closed."""
         return self._channel is not None and self._channel.error is None
+
+    @property
+    def away(self) -> bool:
+        """Whether the connection to the peer is lost, and looked for anew."""
+        return self._channel is not None and self._channel.away
 
     @property
     def channel(self) -> Channel:

@@ -91,6 +91,7 @@ class FederalModel(Model):
         self._sent_tensors: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
         self._grad_receives: dict[TaskScope, dict[str, tf.Tensor]] = {}
         self._receives: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
+        self._with_batch: set[TaskScope] = set()
 
     def send(
         self,
@@ -118,6 +119,11 @@ class FederalModel(Model):
             gradient is asked for that cannot exist, ``tensor`` is not a tensor of the graph, or the model is compiled.
         """
         scope = self._exchange_scope(f"send({name!r})", mode, task)
+        if current_task_scope().mode is not None and scope not in self._with_batch:
+            raise ModelError(
+                f"send({name!r}) in input_fn: a message tells the peer that there is a batch for this step, which does "
+                "not exist yet; call it in loss_fn or eval_fn"
+            )
         tensor = as_graph_tensor(tensor, f"send({name!r})")
         self._check_grad(f"send({name!r})", scope, tensor.dtype, require_grad)
         op = self._communicator.send(name, tensor, scope=scope, require_grad=require_grad)
@@ -235,7 +241,10 @@ class FederalModel(Model):
                     )  # fmt: skip
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
-        self._communicator.send_after(scope, feature_tensors(sample))
+        read = self._communicator.send_after(scope, feature_tensors(sample))
+        self._with_batch.add(scope)
+        for op in self._send_ops.get(scope, []):  # made before loss_fn or eval_fn was called
+            op._add_control_inputs([read])
 
     def _sent(self, scope: TaskScope) -> list[Sent]:
         held = self._sent_tensors.get(scope, {})

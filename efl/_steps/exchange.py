@@ -92,7 +92,7 @@ class Exchange:
                 channel.subscribe(sink.name, of_this_channel(self._deliver(scope, sink)))
         channel.on_control("end", of_this_channel(self._on_end))
         channel.on_control("mark", of_this_channel(self._on_mark))
-        channel.on_control("part", of_this_channel(lambda body: self.on_part_asked()))
+        channel.on_control("part", of_this_channel(self._on_part))
         channel.on_control("stage", of_this_channel(self._stages.on_note))
         channel.on_control("saved", of_this_channel(lambda body: self.on_saved(body)))
         channel.on_control("rows", of_this_channel(self._on_rows))
@@ -202,7 +202,8 @@ class Exchange:
 
     def enter_stage(self, what: str) -> None:
         """Tells the peer which stage of common steps begins here; the run fails where the peer's is another."""
-        self._stages.enter(what)
+        with contextlib.suppress(PeerClosed):  # its steps are done; if this stage has any left, the first one tells
+            self._stages.enter(what)
 
     def tell_saved(self, body: dict[str, Any]) -> None:
         """Tells the peer that this party has written a checkpoint."""
@@ -417,6 +418,9 @@ class Exchange:
     def _on_mark(self, body: dict[str, Any]) -> None:
         scope, step = self._addressed(body)
         mark = body.get("mark")
+        if self.role == "leader":
+            self.fail(ProtocolError(f"{self.peer_role} sent a mark, which is the leader's to make: {body!r:.200}"))
+            return
         if scope is not None and not is_mark(mark):
             self.fail(ProtocolError(f"{self.peer_role} sent a mark that does not exist: {body!r:.200}"))
             return
@@ -429,10 +433,16 @@ class Exchange:
             if flood:
                 self._refuse_flood(scope)
 
+    def _on_part(self, body: dict[str, Any]) -> None:
+        if self.role == "leader":
+            self.on_part_asked()
+        else:
+            self.fail(ProtocolError(f"{self.peer_role} asked for a mark, which is its own to make"))
+
     def _addressed(self, body: dict[str, Any]) -> tuple[Scope | None, int]:
         wire, step = body.get("scope"), body.get("step")
         scope = self._scopes.get(wire) if isinstance(wire, str) else None
-        if scope is None or not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        if scope is None or not isinstance(step, int) or isinstance(step, bool) or not 1 <= step < 1 << 62:
             self.fail(
                 ProtocolError(f"{self.peer_role} sent a control message for an unknown scope or step: {body!r:.200}")
             )

@@ -17,21 +17,21 @@ def parting(role: str) -> str:
     return PART + role
 
 
-def who_parts(marks: set[str]) -> str | None:
-    """The role of the party that goes after a step with these marks, or None."""
-    return next((mark[len(PART) :] for mark in sorted(marks) if mark.startswith(PART)), None)
+def who_parts(marks: set[str]) -> set[str]:
+    """The roles of the parties that go after a step with these marks."""
+    return {mark[len(PART) :] for mark in marks if mark.startswith(PART)}
 
 
 class Parted(Exception):
-    """Ends an attempt at a mark after which a party goes.
+    """Ends an attempt at a mark after which a party goes, or both.
 
     Attributes:
-      role: Who goes.
+      roles: Who goes.
     """
 
-    def __init__(self, role: str) -> None:
-        super().__init__(role)
-        self.role = role
+    def __init__(self, roles: set[str]) -> None:
+        super().__init__(roles)
+        self.roles = roles
 
 
 def is_mark(what: object) -> bool:

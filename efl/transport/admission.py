@@ -50,10 +50,10 @@ def admit(talk: Conversation, connection: stream.Connection, message: bytes) -> 
         if not verdict.reasons:
             return True
     except wire.DamagedFrame as error:
-        logger.warning("%s: refused a connection from %s: %s", talk.hello.role, connection.peer, error)
+        talk.warn_of(f"refused a connection from {connection.peer}: {error}", "damaged")
         verdict = _Verdict([str(error)], busy=connection is not talk.candidate)
     except ProtocolError as error:
-        logger.warning("%s: refused a connection from %s: %s", talk.hello.role, connection.peer, error)
+        talk.warn_of(f"refused a connection from {connection.peer}: {error}", "protocol")
         verdict = _Verdict([str(error)])
     connection.outbox.cut([events.refusal(*verdict)])
     return False
@@ -91,8 +91,8 @@ def _of_hello(talk: Conversation, connection: stream.Connection, hello: Hello) -
             return _busy(talk)  # a late copy of the hello that this conversation began with
     reasons = handshake.disagreements(talk.hello, hello) or talk.judge(hello)
     if reasons:
-        logger.warning("%s: somebody came in place of the lost %s and was refused, since both disagree: %s",
-                       talk.hello.role, talk.partner, "; ".join(reasons))  # fmt: skip
+        why = "; ".join(reasons)
+        talk.warn_of(f"somebody came in place of the lost {talk.partner} and was refused, since both disagree: {why}")
         return _Verdict(reasons)
     talk.end(PeerRestarted(f"the {hello.role} ({connection.peer}) was started again"))
     return _busy(talk)  # its next try finds the next channel of this party

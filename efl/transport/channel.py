@@ -390,13 +390,14 @@ class Channel:
 
     # ---- ends
 
-    def close(self, timeout: float = 10.0) -> None:
+    def close(self, timeout: float = 10.0, firm: bool = False) -> None:
         """Sends what is queued, says goodbye, waits for the peer's goodbye, frees the port. May be called
         again.
 
         Args:
           timeout: Seconds to wait for the peer, at most; after that it is left with a warning. While the connection is
             lost, the peer may still need what was sent last: then up to ``peer_timeout``.
+          firm: ``timeout`` holds in any case: the peer needs nothing more.
         """
         talk = self._talk
         began = time.monotonic()
@@ -410,7 +411,7 @@ class Channel:
                 talk.flush()
                 while not (link.flushed and link.peer_goodbye) and not talk.gone and talk.error is None:
                     left = began + timeout - time.monotonic()
-                    if talk.away_since is not None and not link.peer_goodbye:
+                    if talk.away_since is not None and not link.peer_goodbye and not firm:
                         began, left = time.monotonic(), 1.0
                     if left <= 0 or talk.reading():
                         break

@@ -336,9 +336,9 @@ class Conversation(stream.Handler):
     def on_stranger(self, peer: str, why: str) -> None:
         """See ``stream.Handler``. Told once in a while: whoever reaches the port can come as often as they like."""
         self.turned_away = f"turned away {peer}: {why}"
-        self.warn_of_tls(self.turned_away, why)
+        self.warn_of(self.turned_away, why)
 
-    def warn_of_tls(self, text: str, kind: str = "") -> None:
+    def warn_of(self, text: str, kind: str = "") -> None:
         """Logs a warning, but not of the same kind again for a while."""
         now, kind = time.monotonic(), kind or text
         told = {other: at for other, at in self._told_of.items() if now - at < _STRANGER_SECONDS}

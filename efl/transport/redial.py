@@ -74,7 +74,7 @@ class Redialler:
         try:
             connection.start()
         except ConfigError as error:  # a certificate in the middle of its renewal, perhaps
-            talk.warn_of_tls(str(error))
+            talk.warn_of(str(error))
             return False
         limit = time.monotonic() + self._patience
         while self._wanted(loss) and not connection.over.wait(_LOOK_SECONDS):
@@ -98,4 +98,4 @@ class Redialler:
             self._next_diagnosis = time.monotonic() + _DIAGNOSIS_SECONDS
             wrong = what_is_wrong_with_tls(self._talk, connection)
             if wrong:
-                self._talk.warn_of_tls(wrong)
+                self._talk.warn_of(wrong)

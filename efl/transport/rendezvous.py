@@ -149,7 +149,7 @@ def _dial(talk: Conversation, timeout: float, passing: tuple[type[EflError], ...
         if wrong and TlsError not in passing:
             raise TlsError(wrong)
         if wrong:
-            talk.warn_of_tls(wrong)
+            talk.warn_of(wrong)
         note = wrong or note
         if talk.stopped.wait(min(backoff, max(0.0, patience.left()))):
             break

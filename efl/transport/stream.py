@@ -32,8 +32,8 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 _PACK_BYTES = 64 << 10
-_MAX_CONNECTIONS = 32
-_MAX_NAMELESS = 16  # that have said nothing yet; the oldest goes when one more comes, or strangers could fill the port
+_MAX_CONNECTIONS = 12  # each may hold one message of a stranger in memory
+_MAX_NAMELESS = 8  # that have said nothing yet; the oldest goes when one more comes, or strangers could fill the port
 _FIRST_MESSAGE_SECONDS = 10.0
 _TLS_SECONDS = 10.0  # for a TLS handshake; gRPC's default is two minutes
 _CALL = f"/{_SERVICE}/{_METHOD}"

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -202,14 +203,29 @@ def program(
     return PROLOGUE + text
 
 
+SLOW = """
+class Slow(tf.train.SessionRunHook):
+    def after_run(self, context, values):
+        import time
+        time.sleep(0.1)
+model.add_hooks([Slow()], mode=efl.MODE.TRAIN)
+model.compile()
+"""
+
+
+def slow_program(**more: Any) -> str:
+    """A script of 22 steps that take 0.1 s each, so that something can be done to the parties meanwhile."""
+    return program(TRAIN, OPTIMIZERS["momentum"], **more).replace("\nmodel.compile()\n", SLOW)
+
+
 class Federation:
     """Both parties' processes, started again whenever one has died."""
 
     def __init__(self, folder: Path, script: str, address: str | None = None, dial: str | None = None) -> None:
         self.folder = folder
         self._script = script
-        self._address = address or free_address()
-        self._dial = dial or self._address
+        self.address = address or free_address()
+        self._dial = dial or self.address
         self.starts = {"leader": 0, "follower": 0}
         self.outputs: dict[str, list[str]] = {"leader": [], "follower": []}
         self.parties: dict[str, Party] = {}
@@ -218,7 +234,7 @@ class Federation:
     def start(self, role: str) -> None:
         """Starts (again) one party."""
         self.starts[role] += 1
-        address = self._address if role == "leader" else self._dial
+        address = self.address if role == "leader" else self._dial
         env = {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
         env["START"] = str(self.starts[role])
         self.parties[role] = start_party(role, self._script, cwd=self.folder, address=address, env=env)

@@ -1,8 +1,12 @@
-"""A second death while both recover from the first, of whichever party: still the same weights, bit for bit."""
+"""A second death while both recover from the first, and other ways to come back: the same weights, bit for bit."""
+
+import json
+import signal
+from dataclasses import asdict
 
 import pytest
 
-from tests.faults.runs import OPTIMIZERS, TRAIN, Death, Federation, program, weights, write_data
+from tests.faults.runs import OPTIMIZERS, TRAIN, Death, Federation, program, slow_program, weights, write_data
 
 FIRST = Death("after", "train", 7)  # both go back to step 6
 # Where the second one takes place: who dies, at which place.
@@ -20,6 +24,7 @@ SAMPLE = {
     ("follower", "survivor-that-learns-it", "momentum"),
     ("leader", "survivor-while-it-restores", "momentum"),
 }
+OTHER_HALF = 'dense(dense(tf.concat([s["x"], s["emb"]], axis=1), 7, 7, "between"), 7, 5'
 CASES = [
     (victim, second, optimizer) for victim in ("leader", "follower") for second in SECOND for optimizer in OPTIMIZERS
 ]
@@ -41,3 +46,48 @@ def test_a_second_death_while_both_recover(tmp_path, undisturbed, tally, victim,
     assert federation.starts == starts, federation.told()
     expected, _ = undisturbed(TRAIN, OPTIMIZERS[optimizer])
     tally.compare(f"second kill -9 during recovery, of the {who}", 2, weights(tmp_path), expected)
+
+
+def test_a_party_that_comes_back_as_another_model_leaves_the_survivor_waiting(tmp_path, undisturbed, tally):
+    # What differs is its own half, which the handshake does not show.
+    write_data(tmp_path)
+    script = slow_program()
+    other = script.replace('dense(tf.concat([s["x"], s["emb"]], axis=1), 7, 5', OTHER_HALF)
+    assert other != script
+    federation = Federation(tmp_path, script)
+    try:
+        for role in ("leader", "follower"):
+            federation.start(role)
+        federation.wait_for_step(10)
+        federation.parties["follower"].kill()
+        federation.parties["leader"].wait_for("lost the follower", 10)
+        wrong = Federation(tmp_path, other, federation.address)
+        wrong.start("follower")
+        refused = wrong.parties["follower"].wait(30)
+        assert refused.returncode == 1
+        assert "CheckpointError: the checkpoint of step " in refused.output
+        assert "is of another model: between/" in refused.output
+        federation.parties["leader"].wait_for("was refused, since both disagree: the follower could not begin", 10)
+        federation.start("follower")
+        ended = {role: party.wait(60).returncode for role, party in federation.parties.items()}
+    finally:
+        for party in federation.parties.values():
+            party.kill()
+    assert ended == {"leader": 0, "follower": 0}, federation.told()
+    tally.compare("kill -9, then started as another model", 1, weights(tmp_path),
+                  undisturbed(TRAIN, OPTIMIZERS["momentum"])[0])  # fmt: skip
+
+
+def test_a_peer_that_dies_in_the_last_step_and_stays_away_is_no_good_end(tmp_path):
+    write_data(tmp_path)
+    script = program(TRAIN, OPTIMIZERS["momentum"]).replace("peer_timeout=60.0", "peer_timeout=2.0")
+    federation = Federation(tmp_path, script)
+    (tmp_path / "deaths-follower.json").write_text(json.dumps([asdict(Death("after", "train", 22))]))
+    for role in ("leader", "follower"):
+        federation.start(role)
+    ended = {role: party.wait(60) for role, party in federation.parties.items()}
+    assert ended["follower"].returncode == -signal.SIGKILL
+    assert ended["leader"].returncode == 1, federation.told()
+    assert "PeerLost: the follower" in ended["leader"].output.rstrip().splitlines()[-1]
+    held = [p.name for p in (tmp_path / "checkpoints" / "leader" / "0").glob("step-0000000022-*")]
+    assert held, "the last step is not saved"

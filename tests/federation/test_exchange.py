@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from efl._steps import Exchange
-from efl._steps.marks import LAST
+from efl._steps.marks import LAST, parting
 from efl._steps.stages import Stages
-from efl.errors import PeerClosed, PeerFailed
+from efl.errors import PeerClosed, PeerFailed, ProtocolError
 from efl.transport import Limits
 from tests.transport.peers import both, connected, receives, sends
 
@@ -179,6 +179,31 @@ def test_a_peer_that_leaves_or_fails_in_a_step_is_why_it_failed():
             assert isinstance(result, error), result
             with pytest.raises(error):
                 leader.exchange.begin(leader.scope)
+
+
+@pytest.mark.parametrize(
+    ("says", "hears", "words"),
+    [
+        (
+            lambda party: party.exchange.announce(party.scope, 5, parting("leader")),
+            "leader",
+            "which is the leader's to",
+        ),
+        (lambda party: party.exchange.ask_to_part(), "follower", "leader asked for a mark, which is its own to make"),
+        (lambda party: party.exchange.announce(party.scope, 10**400, LAST), "follower", "an unknown scope or step"),
+    ],
+    ids=["mark", "part", "step"],
+)
+def test_what_only_the_other_role_may_say_ends_the_run(says, hears, words):
+    parties = Party("leader", "follower", 0), Party("follower", "leader", 0)
+    with talking(*parties):
+        start(*parties)
+        (hearer,) = [party for party in parties if party.role == hears]
+        (speaker,) = [party for party in parties if party.role != hears]
+        says(speaker)
+        result, _ = both(lambda: hearer.step(0, 0, None), lambda: time.sleep(0.3))
+        assert isinstance(result, ProtocolError), result
+        assert words in str(result)
 
 
 def stages():

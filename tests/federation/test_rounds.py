@@ -154,7 +154,7 @@ def test_an_eval_fn_on_one_side_only_is_named(tmp_path):
 def test_the_seed_that_is_told_does_not_give_the_runs_seed_away():
     assert shared_seed(4711) == shared_seed(4711) != shared_seed(4712)
     assert 0 <= shared_seed(4711) < 1 << 56
-    assert "4711" not in json.dumps(Facts((), None, 0, False, {}, "r", shared_seed(4711)).to_json())
+    assert "4711" not in json.dumps(Facts((), None, 0, False, {}, "r", shared_seed(4711), 1, ("train()",)).to_json())
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,9 @@ def test_the_seed_that_is_told_does_not_give_the_runs_seed_away():
         {"seed": -1},
         {"seed": "x"},
         {"checkpoints": [[1]]},
+        {"fit": 1.5},
+        {"procedures": [3]},
+        {"procedures": ["x" * 10_001]},
         {"checkpoints": 3},
         {"run": None},
         {"steps_trained": True},
@@ -172,7 +175,7 @@ def test_the_seed_that_is_told_does_not_give_the_runs_seed_away():
     ],
 )
 def test_facts_that_cannot_be_are_refused(change):
-    facts = Facts(((Position(4, 1, 0, 4), "run"),), 1000, 4, True, {"train": True}, "run", 7)
+    facts = Facts(((Position(4, 1, 0, 4), "run"),), 1000, 4, True, {"train": True}, "run", 7, 2, ("a", "b"))
     assert Facts.parse(json.loads(json.dumps(facts.to_json())), "leader") == facts
     with pytest.raises(ProtocolError, match="leader told something about its run that cannot be"):
         Facts.parse({**facts.to_json(), **change}, "leader")

@@ -1,7 +1,11 @@
 """Procedures on one machine: what runs in which order, where it ends, and how a restarted run goes on."""
 
 import logging
+import os
 import shutil
+import signal
+import sys
+from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import pytest
 import efl
 
 import tensorflow.compat.v1 as tf  # isort: skip
+from efl._checkpoint import CheckpointStore
 from efl.errors import CheckpointError, ConfigError, ModelError
 from tests.data.records import example, write
 
@@ -366,9 +371,37 @@ def test_a_damaged_checkpoint_is_skipped(toy, tmp_path, caplog, damage):
         (newest / "state.json").write_text("{")
     with caplog.at_level(logging.INFO, logger="efl"):
         model = train_saving(toy, tmp_path, 7)
-    assert f"{newest.name} is damaged or incomplete: skipped" in caplog.text
+    assert caplog.text.count(f"{newest.name} is damaged or incomplete: skipped") == 1
     assert "from the checkpoint of step 4" in caplog.text
     assert model.steps_trained == 11  # another procedure than the one before: its seven steps come on top
+
+
+def test_a_lock_ends_with_its_process_whatever_workers_it_has_forked(tmp_path):
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from efl._checkpoint import CheckpointStore
+store = CheckpointStore(Path({str(tmp_path)!r}))
+store.lock()
+if os.fork() == 0:
+    print("forked", flush=True)
+    time.sleep(60)
+    os._exit(0)
+os.wait()
+"""
+    party = Popen([sys.executable, "-c", code], stdout=PIPE, text=True, start_new_session=True)
+    try:
+        assert party.stdout.readline() == "forked\n"
+        with pytest.raises(CheckpointError, match=rf"in use by another process \(pid {party.pid}\)"):
+            CheckpointStore(tmp_path).lock()
+        party.kill()
+        party.wait()
+        store = CheckpointStore(tmp_path)
+        store.lock()
+        store.unlock()
+    finally:
+        os.killpg(party.pid, signal.SIGKILL)
+        party.stdout.close()
 
 
 def test_only_the_newest_are_kept(toy, tmp_path):
