@@ -10,7 +10,8 @@ LOCK := requirements.lock
 OLDEST := .venv-oldest
 # What leans most on TensorFlow, Keras, gRPC and click themselves, in about a minute and a half.
 OLDEST_TESTS := tests/test_import.py tests/test_packaging.py tests/cli tests/sample tests/metrics tests/data/test_dataio.py \
-  tests/model/test_model.py tests/model/test_stage.py tests/model/test_optimizer_fn.py tests/federation/test_parity.py
+  tests/model/test_model.py tests/model/test_stage.py tests/model/test_optimizer_fn.py tests/federation/test_parity.py \
+  tests/federation/test_gating.py
 VERSION := import sys; print(sys.version)
 UV ?= uv
 export PYTHON

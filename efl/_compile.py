@@ -103,15 +103,20 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
             )
         program.optimizers[optimizer] = ([v for _, v in pairs], where)
         updates.append((optimizer, pairs))
-    # Everything that reads a variable in this step is in the gate, so no update can run ahead of a reader of the old
-    # value.
+    gate += [*program.step_ops(), *_made_since(updates_before)]
+    # Everything that reads a variable in this step is in the gate, metrics too, so no update can run ahead of a reader
+    # of the old value.
     with tf.control_dependencies(gate):
         applied = [optimizer.apply_gradients(pairs) for optimizer, pairs in updates]
         applied.append(tf.no_op())
     with tf.control_dependencies(applied):
         counted = tf.assign_add(model.global_step, 1)
-    moving = [op for op in tf.get_collection(tf.GraphKeys.UPDATE_OPS) if op not in updates_before]
+    moving = _made_since(updates_before)  # an optimizer may have made some
     program.set_op(tf.group(counted, *exchange, *program.step_ops(), *moving, name=_op_name("train", scope)))
+
+
+def _made_since(before: set[Any]) -> list[Any]:
+    return [op for op in tf.get_collection(tf.GraphKeys.UPDATE_OPS) if op not in before]
 
 
 def _compile_evaluation(model: Model, scope: TaskScope, name: str) -> None:

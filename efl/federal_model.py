@@ -36,7 +36,7 @@ class FederalModel(Model):
       federal_role: ``"leader"`` or ``"follower"``.
       peer_addr: ``host:port`` that a follower dials.
       local_addr: ``host:port`` that a leader listens on.
-      seed: As for ``efl.Model``.
+      seed: As for ``efl.Model``. A run is reproducible only if both parties are given one; the two may differ.
       settings: Everything at once instead.
       **options: Further fields of ``Settings``, such as ``connect_timeout``.
 

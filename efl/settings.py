@@ -63,7 +63,8 @@ class Settings:
       log_dir: Folder of the TensorBoard summaries; ``None``: beside the checkpoints, if there are any.
       task_index: Which worker of its party this process is, from 0.
       worker_num: How many workers the party has.
-      seed: Makes a whole run reproducible; ``None``: a run differs from the next.
+      seed: Makes a whole run reproducible, with a peer if both parties are given one; ``None``: a run differs from the
+        next.
       connect_timeout: Seconds to wait for the peer to appear.
       peer_timeout: Seconds to wait for a peer that was lost, while the line or its program comes back.
       default_timeout_milliseconds: How long a step waits for a message of a peer that is alive, in milliseconds.
@@ -264,7 +265,7 @@ def _is_loopback(host: str) -> bool:
         return False  # a name: what it resolves to is not ours to trust
 
 
-def _integer(low: int, what: str) -> Callable[[Any, str], int]:
+def _integer(low: int, what: str, high: int | None = None) -> Callable[[Any, str], int]:
     def parse(value: Any, source: str) -> int:
         try:
             number = None if isinstance(value, bool) or not isinstance(value, _WHOLE) else int(value)
@@ -274,6 +275,8 @@ def _integer(low: int, what: str) -> Callable[[Any, str], int]:
             raise ConfigError(f"{source}={value!r}: expected {what}, a whole number")
         if number < low:
             raise ConfigError(f"{source}={value!r}: expected {what}, at least {low}")
+        if high is not None and number > high:
+            raise ConfigError(f"{source}={value!r}: expected {what}, at most {high}")
         return number
 
     return parse
@@ -308,7 +311,7 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "log_dir": _text,
     "task_index": _integer(0, "the index of a worker"),
     "worker_num": _integer(1, "a number of workers"),
-    "seed": _integer(0, "a seed"),
+    "seed": _integer(0, "a seed", 2**32 - 1),
     "connect_timeout": _seconds,
     "peer_timeout": _seconds,
     "default_timeout_milliseconds": _integer(1, "a time in milliseconds"),

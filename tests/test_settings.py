@@ -134,6 +134,9 @@ def test_settings_cannot_be_changed() -> None:
         ("--insecure=maybe", "--insecure='maybe': expected true or false"),
         ("--seed", "--seed: expected a value, as --seed=VALUE or --seed VALUE"),
         ("--seed --federal_role=leader", "--seed: expected a value"),
+        ("--seed=4294967296", "--seed='4294967296': expected a seed, at most 4294967295"),
+        ("--server_thread_num=0", "--server_thread_num='0': expected a number of threads, at least 1"),
+        ("--client_thread_num=two", "--client_thread_num='two': expected a number of threads, a whole number"),
         ("--max_message_bytes=-1", "expected a size in bytes, at least 1"),
     ],
 )

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.data.records import example, write
@@ -73,10 +74,14 @@ def write_blocks(folder: Path, blocks: dict[str, list[int]]) -> None:
 
 
 def run(
-    folder: Path, leader: dict[str, Any] | None = None, follower: dict[str, Any] | None = None, **both: Any
+    folder: Path,
+    script: str = SCRIPT,
+    leader: dict[str, Any] | None = None,
+    follower: dict[str, Any] | None = None,
+    **both: Any,
 ) -> dict[str, PartyResult]:
     args = {"leader": [json.dumps({**both, **(leader or {})})], "follower": [json.dumps({**both, **(follower or {})})]}
-    return run_parties({"leader": SCRIPT, "follower": SCRIPT}, args=args, cwd=folder, timeout=90)
+    return run_parties({"leader": script, "follower": script}, args=args, cwd=folder, timeout=90)
 
 
 def seen(result: PartyResult) -> list[int]:
@@ -163,3 +168,44 @@ def test_a_cut_off_file_ends_both_sides_and_is_named(tmp_path: Path) -> None:
     leader, follower = failed(run(tmp_path))
     assert re.search(r"DataError: .*cannot read record 6 of .*part-1", follower)
     assert "PeerFailed" in leader
+
+
+def test_sub_folders_and_features_of_any_length_belong_to_their_row(tmp_path: Path) -> None:
+    # Each party's rows say which row they are of, in a feature of 0 to 2 values; those of "old" are not to be read.
+    def tags(role: str, i: int) -> list[int]:
+        return [i + (100 if role == "follower" else 0)] * (i % 3)
+
+    for role in ("leader", "follower"):
+        for node in ("new", "newer", "old"):
+            ids = {"new": range(7), "newer": range(10, 15), "old": range(20, 30)}[node]
+            rows = (
+                example({"sample_id": i, "x": [0.1 * i, 1.0], "tags": np.array(tags(role, i), np.int64)}) for i in ids
+            )
+            write(tmp_path / role / node / "part-0", rows)
+    script = SCRIPT.replace(
+        '    features = reader.read()\n',
+        """    reader.varlen_feature("tags", tf.int64)
+    reader.add_file_node("new")
+    reader.add_file_nodes(["newer"])
+    features = reader.read()
+""",
+    ).replace(
+        '{"x": [tf.feature_column.numeric_column("x", 2)]}',
+        """{"x": [tf.feature_column.numeric_column("x", 2), tf.feature_column.embedding_column(
+        tf.feature_column.categorical_column_with_identity("tags", 200), 2, combiner="sum")]}""",
+    ).replace(
+        "    if role ==",
+        """    told = tf.sparse.reduce_sum(sample.features["tags"], 1)
+    if role == "follower":
+        model.send("tags", told)
+    else:
+        model.add_hooks([Ids(tf.stack([told, model.recv("tags", tf.int64, shape=[None])], 1))])
+    if role ==""",
+        1,
+    )  # fmt: skip
+    results = run(tmp_path, script, shuffle=True, num_epochs=2)
+    leader, follower = seen(results["leader"]), seen(results["follower"])
+    assert leader == follower
+    assert sorted(leader) == sorted(2 * [*range(7), *range(10, 15)])
+    both = json.loads(re.findall(r"^ids (\[.*\])$", results["leader"].output, re.MULTILINE)[1])
+    assert both == [sum(tags(role, i)) for i in leader for role in ("leader", "follower")]

@@ -345,7 +345,7 @@ def loss_fn(m, s):
     return cross_entropy(s['label'], dense(tf.concat([*parts, f], 1), 72, 3, 'other'))
 """
     fit = """
-model = efl.FederalModel()
+model = efl.FederalModel(client_thread_num=1)
 model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer(0.1))
 model.compile(session_config=tf.ConfigProto(inter_op_parallelism_threads=1, intra_op_parallelism_threads=1))
 model.fit(efl.procedure_fn.train(max_step=10))
@@ -356,7 +356,7 @@ model.fit(efl.procedure_fn.train(max_step=10))
         both = tf.concat([h, f], 1)
         return cross_entropy(label, dense(both, 72, 3, "top")) + cross_entropy(label, dense(both, 72, 3, "other"))
 
-    run_both(tmp_path, leader + fit, follower + fit)
+    run_both(tmp_path, leader + fit, follower + fit, args=["--server_thread_num=1"])
     got = {**load(tmp_path / "leader.npz"), **load(tmp_path / "follower.npz")}
     assert_same_weights(got, joint(loss, rate=0.1))
 
@@ -512,6 +512,7 @@ def make(role="leader", peer_addr="", local_addr="localhost:50051", **more):
         ({"local_addr": "0.0.0.0:50051"}, "local_addr='0.0.0.0:50051': leader would listen on .* clear text"),
         ({"role": "follower", "peer_addr": "bank.example:5"}, "peer_addr='bank.example:5': follower would dial"),
         ({"client_thread_num": 0}, "client_thread_num=0: expected a positive number or None"),
+        ({"server_thread_num": 0}, "server_thread_num=0: expected a positive number or None"),
         ({"default_timeout_milliseconds": 0}, "default_timeout_milliseconds=0: expected a positive number"),
         ({"scanning_interval_milliseconds": -1}, "scanning_interval_milliseconds=-1: expected a positive number"),
     ],

@@ -373,35 +373,3 @@ def test_two_tasks_trained_by_turns(tmp_path):
             session.run(trains[task])
         expected = session.run({v.op.name: v for v in tf.trainable_variables()})
     assert_same_weights(both_weights(tmp_path), expected)
-
-
-def test_the_same_exchange_under_many_random_delays(tmp_path):
-    # An update that is not gated on the gradients that it feeds races with them; delays bring such races out.
-    delays = """
-    import time, random
-    from efl import _inbox
-    put = _inbox.Inbox.put
-    def late(self, array):
-        time.sleep(random.random() * 0.004)
-        put(self, array)
-    _inbox.Inbox.put = late
-    """
-    import textwrap
-
-    delays = textwrap.dedent(delays)
-    many = "model.compile().fit(efl.procedure_fn.train(max_step=10))"
-    edit = """model.compile()
-starts = {v.op.name: start_value(v.op.name.split('/')[0], tuple(v.shape.as_list())) if 'kernel' in v.op.name
-          else np.zeros(v.shape.as_list(), np.float32) for v in tf.trainable_variables()}
-runs = []
-for _ in range(150):
-    model.set_weights(starts)
-    model.fit(efl.procedure_fn.train(max_step=6), log_step=100)
-    runs.append(model.get_weights())
-for name in starts:
-    assert all(np.array_equal(run[name], runs[0][name]) for run in runs), name
-"""
-    leader = delays + LEADER.replace(many, edit)
-    follower = delays + FOLLOWER.replace(many, edit)
-    run_both(tmp_path, leader, follower, timeout=240)
-    assert_same_weights(both_weights(tmp_path), joint(whole, steps=6))

@@ -163,13 +163,22 @@ def test_train_metrics_accumulate_over_the_run(toy):
 
 
 def test_metric_variables_initializer_resets_all(toy):
-    model = toy.model(evaluate=toy.batch()).compile()
-    model.fit(PROCEDURE.eval(max_step=1))
-    value = model.metrics(efl.MODE.EVAL)["mse"][0]
-    assert model.session.run(value) > 0
+    def loss_fn(m, sample):
+        loss = toy.loss(m, sample)
+        m.add_metric("mean", tf.metrics.mean(loss))
+        return loss
+
+    model = toy.model(evaluate=toy.batch()).loss_fn(loss_fn).compile()
+    model.fit(PROCEDURE.train_and_evaluate(train_step=1, eval_step=1, max_iter=1))
+    values = [model.metrics(efl.MODE.EVAL)["mse"][0], model.metrics(efl.MODE.TRAIN)["mean"][0]]
+    weights = model.get_weights()
+    assert min(model.session.run(values)) > 0
     model.session.run(model.metric_variables_initializer)
     assert model.metric_variables_initializer is model.metric_variables_initializer  # and the graph does not grow
-    assert model.session.run(value) == 0
+    assert model.session.run(values) == [0, 0]
+    for name, value in model.get_weights().items():
+        np.testing.assert_array_equal(value, weights[name])
+    assert model.session.run(model.global_step) == 1
 
 
 @pytest.mark.parametrize("kind", ["tensor", "pair", "list", "none"])
@@ -457,8 +466,12 @@ def test_missing_functions_are_named(toy):
         efl.Model().compile()
     model = toy.model()
     del model._opt_fns[None]
-    with pytest.raises(ModelError, match="trainable variables but no optimizer_fn"):
+    with pytest.raises(ModelError, match="the model has a loss_fn and trainable variables but no optimizer_fn"):
         model.compile()
+    tf.reset_default_graph()
+    model = toy.model().input_fn(lambda m, mode: toy.sample(toy.batch()), task="ctr").loss_fn(toy.loss, task="ctr")
+    with pytest.raises(ModelError, match="task 'ctr' has a loss_fn and trainable variables but no optimizer_fn"):
+        model.compile()  # the optimizer is that of the task without a name
     tf.reset_default_graph()
     with pytest.raises(ModelError, match="task 'ctr' has no input_fn"):
         efl.Model().loss_fn(toy.loss, task="ctr").compile()
