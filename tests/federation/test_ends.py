@@ -135,6 +135,35 @@ def test_a_party_that_receives_nothing_takes_no_step_alone(tmp_path, leader_rows
     assert_same_weights(load(tmp_path / "follower.npz"), joint(own, steps=3))
 
 
+EARLY = """
+# The leader's only message is made before anything else, and its data ends a second after the last batch.
+def slow(*row):
+    def wait():
+        import time
+        time.sleep(1.0)
+        return False
+    return tf.reshape(tf.numpy_function(wait, [], tf.bool), [])
+data = tf.data.Dataset.from_tensor_slices((X[:ROWS], LABEL[:ROWS], IDS[:ROWS])).batch(16)
+if ROLE == 'leader':
+    data = data.take(3).concatenate(data.take(1).filter(slow))
+batch = tf.data.make_one_shot_iterator(data).get_next()
+def loss_fn(m, s):
+    if ROLE == 'follower':
+        m.add_metric('note', m.recv('note', shape=[]))
+    return cross_entropy(s['label'], dense(s['x'], 4, 3, 'own' + ROLE))
+model = efl.FederalModel()
+if ROLE == 'leader':
+    model.send('note', tf.constant(1.0))
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer())
+model.compile().fit(efl.procedure_fn.train(), log_step=1)
+"""
+
+
+def test_a_message_made_before_the_batch_waits_for_it_too(tmp_path):
+    run_both(tmp_path, EARLY, EARLY)
+    assert len(history(tmp_path, "leader")) == len(history(tmp_path, "follower")) == 3
+
+
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 

@@ -276,6 +276,14 @@ def test_an_exchange_in_a_scope_without_steps_is_refused(tmp_path, early, why):
     refused(tmp_path, LEADER, follower, f"'early': sent or received {why}", "and the peer would wait for ever")
 
 
+def test_a_message_in_input_fn_is_refused(tmp_path):
+    follower = FOLLOWER.replace("lambda m, mode: sample(m, batch, ROLE)", "early").replace(
+        "model = efl", "def early(m, mode):\n    m.send('x', batch[0])\n    return sample(m, batch, ROLE)\nmodel = efl"
+    )
+    assert "def early" in follower
+    refused(tmp_path, LEADER, follower, "send('x') in input_fn: a message tells the peer that there is a batch")
+
+
 def test_without_a_role(tmp_path):
     code = "import sys\nsys.argv = sys.argv[:1]\n"
     results = run_both(tmp_path, code + LEADER, code + FOLLOWER, expect=(1, 1))

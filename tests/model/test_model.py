@@ -585,6 +585,16 @@ def test_a_metric_that_is_none_and_a_name_that_is_taken(toy):
         model.add_hooks(["hook"])
 
 
+def test_a_metric_after_compile_is_read_and_one_that_wants_updates_is_refused(toy):
+    model = toy.model().compile()
+    model.add_metric("later", 2.0 * model.loss())
+    with pytest.raises(ModelError, match=r"add_metric\('pair'\) after compile\(\): the steps are built, so its update"):
+        model.add_metric("pair", tf.metrics.mean(model.loss()))
+    model.fit(PROCEDURE.train(max_step=2), log_step=1)
+    for row in model.history:
+        assert row["later"] == pytest.approx(2.0 * row["loss"])
+
+
 def test_a_loss_that_is_not_finite_names_the_step(toy):
     toy.y[25] = np.nan
     model = toy.model().compile()
