@@ -79,9 +79,13 @@ class Leaving:
             raise Parted(going)
 
     def last_word(self, error: BaseException) -> None:
-        """Says where a party stands that goes at once."""
+        """Says where a party stands that goes at once, or has waited for its peer in vain."""
         if isinstance(error, KeyboardInterrupt):
             _log.warning("%s: interrupted after step %d", self._role, self._model.steps_trained)
+        elif isinstance(error, PeerLost) and self._keeping.recoverable:
+            _log.warning(
+                "%s: ended after step %d; %s", self._role, self._model.steps_trained, self._keeping.what_is_left()
+            )
         elif isinstance(error, SystemExit) and error.code == TERMINATED and not self._parted:
             _log.warning(
                 "%s: stopped after step %d (SIGTERM); %s",

@@ -89,5 +89,8 @@ def test_a_peer_that_dies_in_the_last_step_and_stays_away_is_no_good_end(tmp_pat
     assert ended["follower"].returncode == -signal.SIGKILL
     assert ended["leader"].returncode == 1, federation.told()
     assert "PeerLost: the follower" in ended["leader"].output.rstrip().splitlines()[-1]
+    assert (
+        "leader: ended after step 22; started again, both go on from the checkpoint of step " in ended["leader"].output
+    )
     held = [p.name for p in (tmp_path / "checkpoints" / "leader" / "0").glob("step-0000000022-*")]
     assert held, "the last step is not saved"
