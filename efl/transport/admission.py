@@ -53,7 +53,8 @@ def admit(talk: Conversation, connection: stream.Connection, message: bytes) -> 
         talk.warn_of(f"refused a connection from {connection.peer}: {error}", "damaged")
         verdict = _Verdict([str(error)], busy=connection is not talk.candidate)
     except ProtocolError as error:
-        talk.warn_of(f"refused a connection from {connection.peer}: {error}", "protocol")
+        kind = " ".join(str(error).split()[:2])  # of the rest, who comes may say what he likes
+        talk.warn_of(f"refused a connection from {connection.peer}: {error}", kind)
         verdict = _Verdict([str(error)])
     connection.outbox.cut([events.refusal(*verdict)])
     return False
