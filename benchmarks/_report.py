@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+_NOTES = "\n## Notes\n"
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -56,11 +58,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
 
 
 def record(path: Path, title: str, text: str) -> None:
-    """Writes what was printed, with the command and the machine, as Markdown."""
+    """Writes what was printed, with the command and the machine, as Markdown; notes at the end of the file stay."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "grpcio", "numpy"))
     machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
     folders = ("--data", "--folder")  # whose folder it was is nobody's concern
     arguments = ["DIR" if before in folders else after for before, after in zip(["", *sys.argv[1:]], sys.argv[1:])]
     command = " ".join(["python", f"benchmarks/{title}.py", *arguments])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"# {title}\n\n`{command}` on {machine}\n\n{text.rstrip()}\n")
+    _, mark, notes = path.read_text().partition(_NOTES) if path.exists() else ("", "", "")
+    path.write_text(f"# {title}\n\n`{command}` on {machine}\n\n{text.rstrip()}\n{mark}{notes}")

@@ -66,3 +66,4 @@ def run_stream(role: str, data: Path, size: str, port: int) -> None:
         return {"seconds": timed(lambda: [step() for _ in range(steps)])}
 
     serve(run)
+    wire[0].end()
