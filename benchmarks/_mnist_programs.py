@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 BATCH = 256
 HALF = 14 * 28
+RATE = 1e-4  # grey values are up to 255: at 1e-3 some thousand steps on few images end in infinity
 EPOCHS = 100_000  # more than any run reads
 SIZES = ("small", "memory", "large")
 _ANSWERS = 9  # where a program answers: what is printed must not mix with the answers
@@ -59,12 +61,27 @@ def head(hidden: Any, label: Any, seed: int) -> tuple[Any, Any]:
     return tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y), tf.metrics.accuracy(label, tf.argmax(y, axis=-1))
 
 
-def memory_batches(data: Path, role: str) -> dict[str, Any]:
-    """A party's columns from memory, with ``tf.data`` alone."""
+def memory_batches(data: Path, role: str, one_shot: bool = True, shuffle: int | None = None) -> dict[str, Any]:
+    """A party's columns from memory, constants of the graph, with ``tf.data`` alone."""
     import tensorflow.compat.v1 as tf
 
     dataset = tf.data.Dataset.from_tensor_slices(dict(np.load(data / f"{role}.npz")))
+    if shuffle:
+        dataset = dataset.shuffle(shuffle, seed=1)
     dataset = dataset.repeat(EPOCHS).batch(BATCH, drop_remainder=True).prefetch(1)
+    make = tf.data.make_one_shot_iterator if one_shot else tf.data.make_initializable_iterator
+    return dict(make(dataset).get_next())
+
+
+def record_batches(data: Path, role: str) -> dict[str, Any]:
+    """A party's columns from its records, with ``tf.data`` alone."""
+    import tensorflow.compat.v1 as tf
+
+    kinds = {"sample_id": (1, tf.int64), "feature": (HALF, tf.float32), "label": (1, tf.float32)}
+    spec = {name: tf.io.FixedLenFeature([count], dtype) for name, (count, dtype) in kinds.items()}
+    files = sorted(str(path) for path in (data / f"{role}_train").glob("*.tfrecord"))
+    dataset = tf.data.TFRecordDataset(files).repeat(EPOCHS).batch(BATCH, drop_remainder=True)
+    dataset = dataset.map(lambda records: tf.io.parse_example(records, spec)).prefetch(1)
     return dict(tf.data.make_one_shot_iterator(dataset).get_next())
 
 
@@ -83,20 +100,11 @@ def run_bare(data: Path, size: str) -> None:
 
     import efl  # noqa: F401 - graph mode and legacy Keras, nothing else of it is used
 
-    def batches(role: str) -> Any:
-        if size == "memory":
-            return memory_batches(data, role)
-        kinds = {"sample_id": (1, tf.int64), "feature": (HALF, tf.float32), "label": (1, tf.float32)}
-        spec = {name: tf.io.FixedLenFeature([count], dtype) for name, (count, dtype) in kinds.items()}
-        files = sorted(str(path) for path in (data / f"{role}_train").glob("*.tfrecord"))
-        dataset = tf.data.TFRecordDataset(files).repeat(EPOCHS).batch(BATCH, drop_remainder=True)
-        dataset = dataset.map(lambda records: tf.io.parse_example(records, spec)).prefetch(1)
-        return tf.data.make_one_shot_iterator(dataset).get_next()
-
-    left, right = batches("leader"), batches("follower")
+    batches = memory_batches if size == "memory" else record_batches
+    left, right = batches(data, "leader"), batches(data, "follower")
     losses, accuracies = both_parties(left["feature"], right["feature"], left["label"], size)
     step = tf.train.get_or_create_global_step()
-    train = tf.train.GradientDescentOptimizer(0.001).minimize(tf.add_n(losses), step)
+    train = tf.train.GradientDescentOptimizer(RATE).minimize(tf.add_n(losses), step)
     fetches = [train, *losses, *(update for _, update in accuracies)]
     config = tf.ConfigProto()
     with tf.train.MonitoredSession(tf.train.ChiefSessionCreator(config=config)) as session:
@@ -107,8 +115,8 @@ def run_bare(data: Path, size: str) -> None:
         serve(run)
 
 
-def serve_model(model: Any) -> None:
-    """Trains a compiled efl model by turns."""
+def serve_model(model: Any, **options: Any) -> None:
+    """Trains a compiled efl model by turns. ``options`` are of ``fit``."""
     from efl.stage import LoopStage
 
     def procedure(model: Any) -> None:
@@ -123,7 +131,38 @@ def serve_model(model: Any) -> None:
 
         serve(run)
 
-    model.fit(procedure, log_step=100, project_name="mnist_split")
+    model.fit(procedure, log_step=100, project_name="mnist_split", **options)
+
+
+def watch_model(model: Any, imported: float, **options: Any) -> None:
+    """Trains a compiled efl model to the end of time, and answers with the times of what happened on the way."""
+    import tensorflow.compat.v1 as tf
+
+    import efl
+
+    answers = os.fdopen(_ANSWERS, "w", buffering=1)
+
+    def end_with_the_benchmark() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_benchmark, daemon=True).start()
+
+    def tell(what: str, when: float | None = None) -> None:
+        answers.write(json.dumps({"what": what, "time": when or time.time(), "step": model.steps_trained}) + "\n")
+
+    class Watch(tf.train.SessionRunHook):
+        told = 0
+
+        def after_run(self, context: Any, values: Any) -> None:
+            self.told += 1
+            if self.told == 1 or self.told % 100 == 0:
+                tell("step")
+
+    model.add_hooks([Watch()])
+    tell("imported", imported)
+    tell("fit")
+    model.fit(efl.procedure_fn.train(max_step=10**9), log_step=100, project_name="mnist_split", **options)
 
 
 def run_model(data: Path, size: str) -> None:
@@ -156,18 +195,27 @@ def run_model(data: Path, size: str) -> None:
 
     model = efl.Model()
     model.input_fn(input_fn).loss_fn(loss_fn)
-    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(RATE)))
     model.compile()
     serve_model(model)
 
 
-def run_party(role: str, data: Path, size: str, port: int, certs: Path | None) -> None:
+def run_party(role: str, options: argparse.Namespace) -> None:
     """One party of the federated run."""
     import tensorflow.compat.v1 as tf
 
     import efl
 
-    def record_batches(model: Any) -> Any:
+    imported = time.time()
+    data, size = options.data, options.size
+    if options.bare_channel:
+        import _bare_channel
+
+        import efl.communicator
+
+        setattr(efl.communicator, "Channel", _bare_channel.BareChannel)  # noqa: B010 - no name that it exports
+
+    def federal_batches(model: Any) -> Any:
         dataio = efl.data.FederalDataIO(
             f"{data}/{role}_train", BATCH, model.communicator, model.federal_role, 0, 1,
             num_epochs=EPOCHS, data_mode="local", drop_remainder=True,
@@ -180,7 +228,10 @@ def run_party(role: str, data: Path, size: str, port: int, certs: Path | None) -
         return features
 
     def input_fn(model: Any, mode: Any) -> Any:
-        features = memory_batches(data, role) if size == "memory" else record_batches(model)
+        if size == "memory":
+            features = memory_batches(data, role, not options.initializable, options.shuffle)
+        else:
+            features = federal_batches(model)
         columns = {
             "label": [tf.feature_column.numeric_column("label", 1)],
             "emb": [tf.feature_column.numeric_column("feature", HALF)],
@@ -198,32 +249,58 @@ def run_party(role: str, data: Path, size: str, port: int, certs: Path | None) -
         model.add_metric("accuracy", accuracy)
         return loss
 
-    address = f"localhost:{port}"
+    address = f"localhost:{options.port}"
     tls: dict[str, Any] = {}
-    if certs is not None:
-        tls = {name: certs / role / f"{name}.pem" for name in ("my_certs", "my_key", "peer_certs")}
+    if options.certs is not None:
+        tls = {name: options.certs / role / f"{name}.pem" for name in ("my_certs", "my_key", "peer_certs")}
     model = efl.FederalModel(federal_role=role, local_addr=address, peer_addr=address, **tls)
     model.input_fn(input_fn).loss_fn(loss_fn)
-    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.001)))
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(RATE)))
     model.compile()
-    serve_model(model)
+    keep: dict[str, Any] = {}
+    if options.checkpoint_dir:
+        keep = {"checkpoint_dir": str(options.checkpoint_dir), "save_checkpoint_steps": options.save_steps}
+    if options.watch:
+        watch_model(model, imported, **keep)
+    else:
+        serve_model(model, **keep)
+
+
+def run_stream(role: str, options: argparse.Namespace) -> None:
+    """One party over a bare gRPC stream, in plain TensorFlow."""
+    import _stream_programs
+
+    _stream_programs.run_stream(role, options.data, options.size, options.port)
+
+
+PROGRAMS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "bare": lambda options: run_bare(options.data, options.size),
+    "model": lambda options: run_model(options.data, options.size),
+    "leader": lambda options: run_party("leader", options),
+    "follower": lambda options: run_party("follower", options),
+    "stream_leader": lambda options: run_stream("leader", options),
+    "stream_follower": lambda options: run_stream("follower", options),
+}
 
 
 def main() -> None:
     """Runs one program until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("program", choices=["bare", "model", "leader", "follower"])
+    parser.add_argument("program", choices=list(PROGRAMS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--bare-channel", action="store_true", help="a bare gRPC stream in the place of efl's link")
     parser.add_argument("--certs", type=Path, help="folder that efl certs has written")
+    parser.add_argument("--initializable", action="store_true", help="an iterator whose place a checkpoint holds")
+    parser.add_argument("--shuffle", type=int, metavar="ROWS", help="shuffle rows in memory, so many at a time")
+    parser.add_argument("--checkpoint-dir", type=Path)
+    parser.add_argument("--save-steps", type=int, help="steps between checkpoints")
+    parser.add_argument("--watch", action="store_true", help="train at once, and say when what happened")
     options = parser.parse_args()
     os.dup2(1, _ANSWERS)
     os.dup2(2, 1)
-    if options.program in ("leader", "follower"):
-        run_party(options.program, options.data, options.size, options.port, options.certs)
-    else:
-        {"bare": run_bare, "model": run_model}[options.program](options.data, options.size)
+    PROGRAMS[options.program](options)
 
 
 if __name__ == "__main__":

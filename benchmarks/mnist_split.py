@@ -1,16 +1,18 @@
 """Steps per second of a model that is split between two processes, beside the same model in one process.
 
-    python benchmarks/mnist_split.py [--data DIR] [--quick] [--record benchmarks/results/mnist_split.md]
+    python benchmarks/mnist_split.py [--data DIR] [--tls] [--quick] [--record benchmarks/results/mnist_split.md]
 
 Programs, each in processes of its own that stay up for the whole run and are asked for a number of steps by
 turns, so that all of them meet the same noise of the machine:
 
     bare       one process, plain TensorFlow: MonitoredSession, tf.data over the same TFRecord files
     model      the same in efl.Model with efl.data.DataIO
+    stream     leader and follower in plain TensorFlow over a bare gRPC stream: nothing of efl's
+    unlinked   as federated, over such a stream in the place of efl's link: what exactly-once costs (not for large)
     federated  leader and follower over gRPC; sample-id checks, FederalDataIO, metrics, acknowledgements on
     tls        the same with mutual TLS (with --tls, and not for large)
 
-``bare`` and ``model`` hold the network of both parties with both losses and both accuracies, so all three
+``bare`` and ``model`` hold the network of both parties with both losses and both accuracies, so all of them
 compute the same. ``small`` is the network of example/mnist at batch 256; ``large`` has a hidden layer more,
 so that a step in one process takes 10 ms or longer. ``memory`` leaves the files out: the small network on
 arrays in memory, where a step is hardest to hide a message in.
@@ -23,134 +25,35 @@ records, ``ratio_memory`` and ``ratio_large`` the same for the others, ``ratio_m
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import json
 import os
-import platform
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _mnist_programs import BATCH
-
-ROOT = Path(__file__).resolve().parents[1]
-MEMORY_ROWS = 15_000
-
-
-class Program:
-    """A running program of one or two processes."""
-
-    def __init__(self, kinds: list[str], data: Path, size: str, more: list[str]) -> None:
-        port = str(free_port())
-        environ = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
-        self._logs = [tempfile.TemporaryFile("w+") for _ in kinds]  # noqa: SIM115 - as long as the processes
-        program = str(ROOT / "benchmarks" / "_mnist_programs.py")
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, program, kind, "--data", str(data), "--size", size, "--port", port, *more],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environ,
-            )
-            for kind, log in zip(kinds, self._logs, strict=True)
-        ]  # fmt: skip
-        for process in self._processes:
-            self._answer(process)
-
-    def run(self, steps: int) -> list[dict[str, float]]:
-        """Runs ``steps`` steps; what each process says of them."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-        return [json.loads(self._answer(process)) for process in self._processes]
-
-    def _answer(self, process: subprocess.Popen[str]) -> str:
-        assert process.stdout is not None
-        answer = process.stdout.readline()
-        if not answer:
-            log = self._logs[self._processes.index(process)]
-            log.seek(0)
-            sys.exit(f"mnist_split.py: a program ended early. It wrote:\n{log.read()[-3000:]}")
-        return answer
-
-    def close(self) -> None:
-        """Ends the processes."""
-        for process in self._processes:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        for process in self._processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
-
+from _report import Goal, goals_table, record, table
+from _running import ROOT, Program, Said, make_data, measure, ratio, step_ms
 
 # What is measured: its title, and which programs run it.
 SIZES = {
-    "small": ("small, records", ["bare", "model", "federated"]),
-    "memory": ("small, memory", ["bare", "federated"]),
-    "large": ("large, records", ["bare", "federated"]),
+    "small": ("small, records", ["bare", "model", "stream", "unlinked", "federated"]),
+    "memory": ("small, memory", ["bare", "stream", "unlinked", "federated"]),
+    "large": ("large, records", ["bare", "stream", "federated"]),
 }
-PROGRAMS = {"bare": ["bare"], "model": ["model"], "federated": ["leader", "follower"], "tls": ["leader", "follower"]}
-
-
-@contextlib.contextmanager
-def running(data: Path, size: str, names: list[str]) -> Iterator[dict[str, Program]]:
-    """Starts programs; ends them whatever happens."""
-    programs: dict[str, Program] = {}
-    try:
-        for name in names:
-            more = ["--certs", str(data / "certs")] if name == "tls" else []
-            programs[name] = Program(PROGRAMS[name], data, size, more)
-        yield programs
-    finally:
-        for program in programs.values():
-            program.close()
-
-
-def measure(
-    data: Path, size: str, names: list[str], rounds: int, steps: int
-) -> dict[str, list[list[dict[str, float]]]]:
-    """Runs the programs by turns. Name -> round -> process -> what it says, and its ``step_ms``."""
-    results: dict[str, list[list[dict[str, float]]]] = {name: [] for name in names}
-    with running(data, size, names) as programs:
-        for program in programs.values():
-            program.run(max(steps // 2, 20))  # warming up
-        for turn in range(rounds):
-            order = names if turn % 2 == 0 else names[::-1]
-            for name in order:
-                said = programs[name].run(steps)
-                for one in said:
-                    one["step_ms"] = one["seconds"] / steps * 1000
-                results[name].append(said)
-    return results
-
-
-def step_ms(result: list[list[dict[str, float]]]) -> float:
-    """Median over the rounds of the slowest process."""
-    return statistics.median(max(one["step_ms"] for one in said) for said in result)
-
-
-def ratio(result: list[list[dict[str, float]]], base: list[list[dict[str, float]]]) -> float:
-    """Median of the rounds' ratios to the same round of ``base``: neighbours in time share the noise."""
-    pairs = zip(result, base, strict=True)
-    return statistics.median(max(o["step_ms"] for o in a) / max(o["step_ms"] for o in b) for a, b in pairs)
+PARTIES = ("leader", "follower")
+PROGRAMS = {
+    "bare": Program(("bare",)),
+    "model": Program(("model",)),
+    "stream": Program(("stream_leader", "stream_follower")),
+    "unlinked": Program(PARTIES, ("--bare-channel",)),
+    "federated": Program(PARTIES),
+}
+LEAST = 0.9  # of the steps/s without what is measured
 
 
 def serialise_ms() -> float:
@@ -199,54 +102,37 @@ def serialise_ms() -> float:
     return statistics.median(times) * 1000 / 2
 
 
-def make_data(data: Path | None, out: Path) -> str:
-    """Writes the records; returns what they are."""
-    sys.path.insert(0, str(ROOT / "example" / "mnist"))
-    generate_data = importlib.import_module("generate_data")
-    if data is not None:
-        images, labels = generate_data.load_mnist(data, "train")
-    else:
-        images, labels = generate_data.load_digits("train")
-        # Ten times over: files as short as these would be opened again every fifth step.
-        images, labels = np.tile(images, (10, 1, 1)), np.tile(labels, 10)
-    ids = np.arange(len(labels))
-    for role, half in (("leader", images[:, :, :14]), ("follower", images[:, :, 14:])):
-        generate_data.write_records(out / f"{role}_train", ids, half, labels, 4)
-        columns = {"sample_id": ids[:, None], "feature": half.reshape(len(ids), -1), "label": labels[:, None]}
-        for name, values in columns.items():
-            columns[name] = values[:MEMORY_ROWS].astype(np.int64 if name == "sample_id" else np.float32)
-        np.savez(out / f"{role}.npz", **columns)
-    return f"{len(labels)} images of {'MNIST' if data is not None else 'scikit-learn, enlarged'}"
-
-
-def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -> tuple[dict[str, Any], str]:
-    """Prints the tables; returns the numbers of the last line, and what was printed."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=110, record=True)
-    console.print(f"{data}, batch {BATCH}, medians of {rounds} interleaved rounds")
-    table = Table()
-    for heading in ("network", "program", "steps/s", "ms/step", "times bare"):
-        table.add_column(heading, justify="left" if heading in ("network", "program") else "right")
+def report(measured: dict[str, dict[str, Said]], serialise: float) -> tuple[dict[str, Any], str]:
+    """The numbers of the last line, and what is printed."""
+    rows: list[tuple[str, ...]] = []
     for size, results in measured.items():
         for name, result in results.items():
             took = step_ms(result)
             beside = "1" if name == "bare" else f"{ratio(result, results['bare']):.2f}"
-            table.add_row(SIZES[size][0], name, f"{1000 / took:.0f}", f"{took:.2f}", beside)
-    console.print(table)
+            rows.append((SIZES[size][0], name, f"{1000 / took:.0f}", f"{took:.2f}", beside))
+    text = table(("network", "program", "steps/s", "ms/step", "times bare"), rows, 2)
 
-    console.print("Where the time of a federated step goes (ms)")
-    table = Table()
-    for heading in ("network", "party", "step", "wait for the peer", "serialise", "compute, gRPC, rest"):
-        table.add_column(heading, justify="left" if heading in ("network", "party") else "right")
+    rows = []
     for size, results in measured.items():
-        for party, role in enumerate(PROGRAMS["federated"]):
+        for party, role in enumerate(PARTIES):
             took = statistics.median(said[party]["step_ms"] for said in results["federated"])
             waited = statistics.median(said[party]["wait_ms"] for said in results["federated"])
             parts = (took, waited, serialise, took - waited - serialise)
-            table.add_row(SIZES[size][0], role, *(f"{part:.2f}" for part in parts))
-    console.print(table)
+            rows.append((SIZES[size][0], role, *(f"{part:.2f}" for part in parts)))
+    headings = ("network", "party", "step", "wait for the peer", "serialise", "compute, gRPC, rest")
+    text += f"\n\nWhere the time of a federated step goes (ms)\n\n{table(headings, rows, 2)}\n\n"
+
+    goals = []
+    for what, name, base in (
+        ("exactly once: federated / unlinked", "federated", "unlinked"),
+        ("all of efl: federated / stream", "federated", "stream"),
+        ("mutual TLS: tls / federated", "tls", "federated"),
+    ):
+        for size, results in measured.items():
+            if {name, base} <= set(results):
+                speed = 1 / ratio(results[name], results[base])
+                goals.append(Goal(f"{what}, {SIZES[size][0]}", speed, LEAST))
+    text += f"Steps/s, beside the program without it\n\n{goals_table(goals)}"
 
     def times(size: str, name: str, base: str = "bare") -> float:
         return round(ratio(measured[size][name], measured[size][base]), 3)
@@ -262,28 +148,14 @@ def report(measured: dict[str, Any], serialise: float, data: str, rounds: int) -
             for size, part in (("small", ""), ("memory", "_memory"))
             if "tls" in measured[size]
         },
+        "goals": {goal.what: round(goal.measured, 3) for goal in goals},
         "steps_per_second": {
             size: {name: round(1000 / step_ms(result), 1) for name, result in results.items()}
             for size, results in measured.items()
         },
         "serialise_ms": round(serialise, 3),
-        "rounds": rounds,
-        "data": data,
     }
-    return numbers, console.export_text()
-
-
-def record(path: Path, printed: str, last_line: str) -> None:
-    """Writes what was printed, with the command and the machine, as Markdown."""
-    from importlib.metadata import version
-
-    versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "grpcio", "numpy"))
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
-    arguments = ["DIR" if before == "--data" else after for before, after in zip(["", *sys.argv[1:]], sys.argv[1:])]
-    command = " ".join(["python", "benchmarks/mnist_split.py", *arguments])
-    text = f"# mnist_split\n\n`{command}` on {machine}\n\n```\n{printed.rstrip()}\n{last_line}\n```\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    return numbers, text
 
 
 def main() -> None:
@@ -295,24 +167,28 @@ def main() -> None:
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    rounds, steps = (3, 60) if options.quick else (11, 400)
+    rounds, steps = (3, 60) if options.quick else (25, 160)  # short ones: neighbours share the noise
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    measured = {}
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(options.data, Path(folder))
         if options.tls:
             from efl.cli.certs import write
 
             write(Path(folder) / "certs")
+            PROGRAMS["tls"] = Program(PARTIES, ("--certs", str(Path(folder) / "certs")))
             for size in ("small", "memory"):
                 SIZES[size][1].append("tls")
-        measured = {
-            size: measure(Path(folder), size, names, rounds, max(steps // 8, 20) if size == "large" else steps)
-            for size, (_, names) in SIZES.items()
-        }
-    numbers, printed = report(measured, serialise_ms(), data, rounds)
+        for size, (_, names) in SIZES.items():
+            count = max(steps // 8, 20) if size == "large" else steps
+            measured[size] = measure({name: PROGRAMS[name] for name in names}, Path(folder), size, rounds, count)
+    numbers, text = report(measured, serialise_ms())
+    numbers |= {"rounds": rounds, "data": data}
+    text = f"{data}, batch {BATCH}, medians of {rounds} interleaved rounds\n\n{text}"
+    print(text)
     print(json.dumps(numbers))
     if options.record is not None:
-        record(options.record, printed, json.dumps(numbers))
+        record(options.record, "mnist_split", f"{text}\n\n```json\n{json.dumps(numbers)}\n```")
 
 
 if __name__ == "__main__":

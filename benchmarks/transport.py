@@ -1,265 +1,59 @@
 """Round trip and throughput of efl's channel, beside a raw TCP socket and a bare gRPC stream, in one run.
 
-    python benchmarks/transport.py [--quick]
+    python benchmarks/transport.py [--tls] [--quick] [--record benchmarks/results/transport.md]
 
-The two ends of every pair are separate processes on loopback. What each of the four does with a tensor:
+The two ends of every pair are separate processes on loopback. What each does with a tensor:
 
 * ``tcp``: length and bytes over a socket with TCP_NODELAY, into a fresh buffer.
 * ``grpc``: bytes over a bidirectional stream without any code of ours; more than 1 MiB in messages of 1 MiB (one large
   message is slower). The server answers when it has all of them.
 * ``efl recv``: ``Channel.send`` and ``Channel.recv`` of a numpy array: checksum, sequence, window, mailbox included.
 * ``efl callback``: the same with ``Channel.subscribe`` on both sides, as a training step receives.
+* ``grpc tls``, ``efl recv tls`` (with ``--tls``): as without, with mutual TLS and the certificates of ``efl certs``.
 
 Round trip: the tensor goes there and comes back; median. Throughput: tensors one way, as fast as the window allows.
-Measurements of the four take turns, so that a busy machine slows all of them alike.
+Measurements of all take turns, so that a busy machine slows all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import queue
-import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
+from _report import Goal, goals_table, record, table
+from _transport_ends import (
+    MIB,
+    Efl,
+    Grpc,
+    Side,
+    Tcp,
+    channel,
+    free_address,
+    serve_efl,
+    serve_grpc,
+    serve_tcp,
+)
 
-from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
+from efl.transport import Limits
 
-KIB, MIB = 1 << 10, 1 << 20
+KIB = 1 << 10
 SIZES = {"1 KiB": KIB, "128 KiB": 128 * KIB, "1 MiB": MIB, "16 MiB": 16 * MIB, "256 MiB": 256 * MIB}
-OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-PIECE = MIB
-TENSORS = tuple((name, way) for way in ("there", "back") for name in ("echo", "direct"))
-KINDS = ("tcp", "grpc", "efl recv", "efl callback")
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def host_port(address: str) -> tuple[str, int]:
-    host, port = address.split(":")
-    return host, int(port)
-
-
-def channel(role: str, address: str, limits: Limits | None = None) -> Channel:
-    leads = role == "leader"
-    specs = []
-    for name in ("echo", "direct"):
-        specs.append(TensorSpec(f"there/{name}", "uint8", (None,), "recv" if leads else "send"))
-        specs.append(TensorSpec(f"back/{name}", "uint8", (None,), "send" if leads else "recv"))
-    return Channel(Endpoint(role, address, listen=leads), Hello(role, tuple(specs)), limits or Limits())
-
-
-# ---- the answering side. The first byte of a message (tcp, grpc) says whether it is answered.
-
-
-def receive_exactly(stream: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        got = stream.recv_into(view)
-        if not got:
-            raise EOFError
-        view = view[got:]
-    return data
-
-
-def serve_tcp(address: str) -> None:
-    with socket.create_server(host_port(address)) as server:
-        stream, _ = server.accept()
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with contextlib.suppress(EOFError):
-        while True:
-            head = receive_exactly(stream, 9)
-            data = receive_exactly(stream, int.from_bytes(head[1:], "little"))
-            if head[0]:
-                stream.sendall(head)
-                stream.sendall(data)
-
-
-def serve_grpc(address: str) -> None:
-    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        for head in requests:
-            left = int.from_bytes(head[1:9], "little") - len(head) + 9
-            pieces = [head]
-            while left > 0:
-                pieces.append(next(requests))
-                left -= len(pieces[-1])
-            if head[0]:
-                yield from pieces
-
-    server = grpc.server(futures.ThreadPoolExecutor(2), options=OPTIONS)
-    method = grpc.stream_stream_rpc_method_handler(answer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Echo", {"Echo": method}),))
-    server.add_insecure_port(address)
-    server.start()
-    sys.stdin.read()
-    server.stop(0)
-
-
-def serve_efl(address: str) -> None:
-    """Answers as control messages ask: by mailbox, by callback, or only the last of many."""
-    end = channel("leader", address)
-    outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    end.subscribe("there/direct", lambda step, array, digest: outbox.put((step, array)))
-    end.connect(60)
-    while True:
-        run = end.recv_control("run")
-        if run["how"] == "stop":
-            break
-        for step in range(run["first"], run["first"] + run["count"]):
-            if run["how"] == "callback":
-                _, array = outbox.get()
-                end.send("back/direct", step, array)
-                continue
-            array = end.recv("there/echo", step)
-            if run["how"] == "echo" or step == run["first"] + run["count"] - 1:
-                end.send("back/echo", step, array if run["how"] == "echo" else array[:1])
-    end.close()
-
-
-# ---- the asking side
-
-
-class Tcp:
-    def __init__(self, address: str) -> None:
-        self.stream = socket.create_connection(host_port(address))
-        self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def _send(self, echo: bool, data: np.ndarray) -> None:
-        self.stream.sendall(bytes([echo]) + data.size.to_bytes(8, "little"))
-        self.stream.sendall(data.data)
-
-    def round_trips(self, data: np.ndarray, count: int) -> list[float]:
-        def once() -> None:
-            self._send(True, data)
-            receive_exactly(self.stream, 9 + data.size)
-
-        return timed(once, count)
-
-    def one_way(self, data: np.ndarray, count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            self._send(False, data)
-        self._send(True, data[:1])
-        receive_exactly(self.stream, 10)
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        self.stream.close()
-
-
-class Grpc:
-    def __init__(self, address: str) -> None:
-        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self.channel = grpc.insecure_channel(address, options=OPTIONS)
-        stream = self.channel.stream_stream("/bare.Echo/Echo")
-        self.answers = stream(iter(self.outbox.get, None), wait_for_ready=True)
-
-    def _send(self, echo: bool, data: np.ndarray) -> None:
-        view = data.data
-        self.outbox.put(b"".join((bytes([echo]), data.size.to_bytes(8, "little"), view[:PIECE])))
-        for at in range(PIECE, data.size, PIECE):
-            self.outbox.put(bytes(view[at : at + PIECE]))
-
-    def _receive(self, size: int) -> None:
-        left = size + 9
-        pieces = []
-        while left > 0:
-            pieces.append(next(self.answers))
-            left -= len(pieces[-1])
-
-    def round_trips(self, data: np.ndarray, count: int) -> list[float]:
-        def once() -> None:
-            self._send(True, data)
-            self._receive(data.size)
-
-        return timed(once, count)
-
-    def one_way(self, data: np.ndarray, count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            self._send(False, data)
-        self._send(True, data[:1])
-        self._receive(1)
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        self.outbox.put(None)
-        self.answers.cancel()
-        self.channel.close()
-
-
-class Efl:
-    """Both ways of receiving, over one channel."""
-
-    def __init__(self, address: str) -> None:
-        self.end = channel("follower", address)
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.end.subscribe("back/direct", lambda step, array, digest: self.inbox.put(array))
-        self.end.connect(60)
-        self.step = 0
-
-    def _run(self, how: str, count: int) -> None:
-        self.end.send_control("run", {"how": how, "first": self.step, "count": count})
-
-    def round_trips(self, data: np.ndarray, count: int) -> list[float]:
-        self._run("echo", count + 1)
-
-        def once() -> None:
-            self.end.send("there/echo", self.step, data)
-            self.end.recv("back/echo", self.step)
-            self.step += 1
-
-        return timed(once, count)
-
-    def callback_round_trips(self, data: np.ndarray, count: int) -> list[float]:
-        self._run("callback", count + 1)
-
-        def once() -> None:
-            self.end.send("there/direct", self.step, data)
-            self.inbox.get()
-            self.step += 1
-
-        return timed(once, count)
-
-    def one_way(self, data: np.ndarray, count: int) -> float:
-        self._run("one way", count)
-        start = time.perf_counter()
-        for _ in range(count):
-            self.end.send("there/echo", self.step, data)
-            self.step += 1
-        self.end.recv("back/echo", self.step - 1)
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        self._run("stop", 0)
-        self.end.close()
-
-
-def timed(action: Callable[[], Any], count: int) -> list[float]:
-    """Seconds of each of ``count`` calls, after one that is not counted."""
-    action()
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return times
+KINDS = ("tcp", "grpc", "efl recv", "efl callback", "grpc tls", "efl recv tls")
+RATIOS = (
+    ("efl recv", "grpc"),
+    ("grpc tls", "grpc"),
+    ("efl recv tls", "efl recv"),
+    ("efl recv tls", "grpc tls"),
+)
+LEAST_GBYTES, LEAST = 0.6, 0.9  # GB/s; of the bare stream's throughput
 
 
 # ---- memory
@@ -322,39 +116,84 @@ def connect_tcp(address: str) -> Tcp:
             time.sleep(0.05)
 
 
-def measure(quick: bool) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    addresses = {kind: free_address() for kind in ("tcp", "grpc", "efl")}
-    servers = [start(kind, address) for kind, address in addresses.items()]
+def measure(
+    quick: bool, certs: Path | None
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Round trips in µs, GB/s one way, and ratios of the latter, by tensor and kind."""
+    pairs: dict[str, Path | None] = {"tcp": None, "grpc": None, "efl": None}
+    if certs is not None:
+        pairs |= {"grpc tls": certs, "efl tls": certs}
+    addresses = {kind: free_address() for kind in pairs}
+    servers = [
+        start(kind.split()[0], addresses[kind], *([] if folder is None else [str(folder)]))
+        for kind, folder in pairs.items()
+    ]
     tcp = connect_tcp(addresses["tcp"])
     efl = Efl(addresses["efl"])
-    bare = Grpc(addresses["grpc"])
+    sides: dict[str, Side] = {"tcp": tcp, "grpc": Grpc(addresses["grpc"]), "efl recv": efl}
+    if certs is not None:
+        sides |= {"grpc tls": Grpc(addresses["grpc tls"], certs), "efl recv tls": Efl(addresses["efl tls"], certs)}
     rounds, budget = (2, 8 * MIB) if quick else (5, 64 * MIB)
-    trips: dict[str, dict[str, float]] = {}
-    rates: dict[str, dict[str, float]] = {}
+    trips, rates, ratios = {}, {}, {}
     for label, size in SIZES.items():
         data = np.frombuffer(os.urandom(size), np.uint8)
         count = max(3, min(60 if quick else 300, budget // size))
-        times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        times: dict[str, list[float]] = {kind: [] for kind in (*sides, "efl callback")}
+        speeds: dict[str, list[float]] = {kind: [] for kind in sides}
         for _ in range(rounds):
-            times["tcp"] += tcp.round_trips(data, count)
-            times["grpc"] += bare.round_trips(data, count)
-            times["efl recv"] += efl.round_trips(data, count)
+            for kind, side in sides.items():
+                times[kind] += side.round_trips(data, count)
             times["efl callback"] += efl.callback_round_trips(data, count)
-            for kind, side in (("tcp", tcp), ("grpc", bare), ("efl recv", efl)):
+            for kind, side in sides.items():
                 speeds[kind].append(count * size / side.one_way(data, count) / 1e9)
         trips[label] = {kind: statistics.median(values) * 1e6 for kind, values in times.items()}
-        rates[label] = {kind: statistics.median(values) for kind, values in speeds.items() if values}
-    for side in (tcp, bare, efl):
+        rates[label] = {kind: statistics.median(values) for kind, values in speeds.items()}
+        ratios[label] = {
+            f"{kind} / {base}": statistics.median(a / b for a, b in zip(speeds[kind], speeds[base], strict=True))
+            for kind, base in RATIOS
+            if kind in speeds
+        }
+    for side in sides.values():
         side.close()
     for server in servers:
         server.communicate()
-    return trips, rates
+    return trips, rates, ratios
+
+
+def report(
+    trips: dict[str, dict[str, float]], rates: dict[str, dict[str, float]], ratios: dict[str, dict[str, float]]
+) -> str:
+    """The tables of round trips and throughput, and the goals."""
+    kinds = [kind for kind in KINDS if kind in trips["1 KiB"]]
+    headings = ["tensor", *(f"{kind}, µs" for kind in kinds), "efl recv / grpc", "efl callback / grpc"]
+    rows = []
+    for label, row in trips.items():
+        beside = [f"{row[kind] / row['grpc']:.2f}" for kind in ("efl recv", "efl callback")]
+        rows.append([label, *(f"{row[kind]:,.0f}" for kind in kinds), *beside])
+    text = f"Round trip\n\n{table(headings, rows)}\n\n"
+    kinds = [kind for kind in kinds if kind in rates["1 KiB"]]
+    beside = list(ratios["1 KiB"])
+    rows = []
+    for label, row in rates.items():
+        cells = [row[kind] for kind in kinds] + [ratios[label][name] for name in beside]
+        rows.append([label, *(f"{cell:.2f}" for cell in cells)])
+    text += f"One way, GB/s\n\n{table(['tensor', *kinds, *beside], rows)}\n\n"
+    goals = []
+    for label in [label for label, size in SIZES.items() if size >= MIB]:
+        if "efl recv tls" in rates[label]:
+            goals.append(Goal(f"efl recv tls, {label}", rates[label]["efl recv tls"], LEAST_GBYTES, unit="GB/s"))
+        for name in ("efl recv / grpc", "efl recv tls / grpc tls"):
+            if name in ratios[label]:
+                goals.append(Goal(f"{name}, {label}", ratios[label][name], LEAST))
+    return f"{text}{goals_table(goals)}"
 
 
 def main() -> None:
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--tls", action="store_true", help="also with mutual TLS")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -362,33 +201,33 @@ def main() -> None:
         if name == "memory":
             memory_side(rest[0], rest[1], int(rest[2]))
         else:
-            {"tcp": serve_tcp, "grpc": serve_grpc, "efl": serve_efl}[name](rest[0])
+            serve = {"tcp": serve_tcp, "grpc": serve_grpc, "efl": serve_efl}[name]
+            serve(rest[0], Path(rest[1]) if rest[1:] else None)
         return
-    trips, rates = measure(arguments.quick)
-    print("| tensor | " + " | ".join(f"{kind}, µs" for kind in KINDS) + " | efl recv / grpc | efl callback / grpc |")
-    print("|---" * (len(KINDS) + 3) + "|")
-    for label, row in trips.items():
-        cells = [f"{row[kind]:,.0f}" for kind in KINDS]
-        cells += [f"{row[kind] / row['grpc']:.2f}" for kind in KINDS[2:]]
-        print(f"| {label} | " + " | ".join(cells) + " |")
-    print("\n| tensor | tcp, GB/s one way | grpc | efl |\n|---|---|---|---|")
-    for label, row in rates.items():
-        print(f"| {label} | {row['tcp']:.2f} | {row['grpc']:.2f} | {row['efl recv']:.2f} |")
-    counts = (16, 64) if arguments.quick else (16, 64, 256)
-    peaks = memory(counts)
-    print("\n| tensors of 16 MiB, window 64 MiB | sender's peak above idle, MiB | receiver's |\n|---|---|---|")
-    for count, (sent, taken) in peaks.items():
-        print(f"| {count} | {sent:.0f} | {taken:.0f} |")
-    ratios = {label: round(row["efl recv"] / row["grpc"], 3) for label, row in trips.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.tls:
+            from efl.cli.certs import write
+
+            write(Path(folder) / "certs")
+        trips, rates, ratios = measure(arguments.quick, Path(folder) / "certs" if arguments.tls else None)
+    peaks = memory((16, 64) if arguments.quick else (16, 64, 256))
+    rows = [(str(count), f"{sent:.0f}", f"{taken:.0f}") for count, (sent, taken) in peaks.items()]
+    headings = ("tensors of 16 MiB, window 64 MiB", "sender's peak above idle, MiB", "receiver's")
+    text = f"{report(trips, rates, ratios)}\n\nMemory\n\n{table(headings, rows)}"
+    trip_ratios = {label: round(row["efl recv"] / row["grpc"], 3) for label, row in trips.items()}
     summary = {
         "benchmark": "transport",
-        "ratio": ratios["128 KiB"],
+        "ratio": trip_ratios["128 KiB"],
         "round_trip_us": {label: {k: round(v, 1) for k, v in row.items()} for label, row in trips.items()},
-        "ratios": ratios,
+        "ratios": trip_ratios,
         "gbytes_per_second": {label: {k: round(v, 3) for k, v in row.items()} for label, row in rates.items()},
+        "throughput_ratios": {label: {k: round(v, 3) for k, v in row.items()} for label, row in ratios.items()},
         "peak_mib": {str(count): [round(v) for v in both] for count, both in peaks.items()},
     }
+    print(text)
     print(json.dumps(summary))
+    if arguments.record is not None:
+        record(arguments.record, "transport", f"{text}\n\n```json\n{json.dumps(summary)}\n```")
 
 
 if __name__ == "__main__":

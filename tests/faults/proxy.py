@@ -4,7 +4,7 @@
         line.cut()                               # every connection is reset; new ones are accepted
         line.close_for(3.0)                      # nobody answers at the address for so long
         line.black_hole(30.0)                    # bytes vanish, connections stay; those that come are accepted
-        line.delay(0.05)                         # each piece arrives so much later
+        line.delay(0.05)                         # everything arrives so much later, each way
         line.throttle(1_000_000)                 # bytes a second, each way
         line.cut_after(5000)                     # cut when so many more bytes have passed, both ways together
         line.damage(1)                           # one bit of the next piece of at least 200 bytes flips
@@ -23,8 +23,11 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 
 _PIECE = 64 << 10
+_UNDER_WAY = 32 << 20  # bytes that a delayed line holds, each way; its end takes more only when some have arrived
 _REMEMBERED = 4 << 20  # bytes of a connection's beginning; one that has carried more is not duplicated
 
 
@@ -141,7 +144,7 @@ class BadLine:
         self._hole_until = time.monotonic() + seconds
 
     def delay(self, seconds: float) -> None:
-        """Holds every piece back so long."""
+        """Delivers everything so much later than it came; what is under way keeps the time that it has."""
         self._delay = seconds
 
     def throttle(self, bytes_per_second: float) -> None:
@@ -249,41 +252,55 @@ class BadLine:
 
     def _pump(self, crossing: _Crossing, source: socket.socket, target: socket.socket) -> None:
         give = crossing.pass_on if source is crossing.near else target.sendall
-        try:
-            while True:
-                select.select([source], [], [])
-                if self._delay:
-                    time.sleep(self._delay)
-                piece = source.recv(_PIECE)
-                if not piece:
-                    break
-                if time.monotonic() < self._hole_until:
-                    crossing.broken.set()
-                if crossing.broken.is_set():
-                    continue
-                if self._rate:
-                    time.sleep(len(piece) / self._rate)
-                if self._damages > 0 and len(piece) > 200:
-                    self._damages -= 1
-                    self.damaged += 1
-                    piece = self._damaged(piece)
-                if self._cut_at is not None and self.passed + len(piece) >= self._cut_at:
-                    piece, self._cut_at = piece[: max(0, self._cut_at - self.passed)], None
-                    give(piece)
-                    self.passed += len(piece)
-                    self.cuts += 1
-                    self.cut()
+        with contextlib.suppress(OSError, ValueError):
+            for piece in self._arriving(source):
+                if not self._deliver(crossing, piece, give):
                     return
-                give(piece)
-                self.passed += len(piece)
-        except (OSError, ValueError):
-            pass
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         with self._lock:  # half-closed or whole: nothing passes any more, and hours of cuts must leave nothing behind
             if crossing in self._crossings and not crossing.copies:
                 self._crossings.remove(crossing)
+
+    def _arriving(self, source: socket.socket) -> Iterator[bytes]:
+        """The pieces that come from one end, each ``delay`` after it came, until that end has said its last."""
+        under_way: deque[tuple[float, bytes]] = deque()
+        size, more = 0, True
+        while more or under_way:
+            wait = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
+            if select.select([source] if more and size < _UNDER_WAY else [], [], [], wait)[0]:
+                piece = source.recv(_PIECE)
+                under_way.append((time.monotonic() + self._delay, piece))
+                size, more = size + len(piece), bool(piece)
+            while under_way and under_way[0][0] <= time.monotonic():
+                piece = under_way.popleft()[1]
+                size -= len(piece)
+                if piece:
+                    yield piece
+
+    def _deliver(self, crossing: _Crossing, piece: bytes, give: Callable[[bytes], None]) -> bool:
+        """Does to a piece what the line does now. False: the line was cut."""
+        if time.monotonic() < self._hole_until:
+            crossing.broken.set()
+        if crossing.broken.is_set():
+            return True
+        if self._rate:
+            time.sleep(len(piece) / self._rate)
+        if self._damages > 0 and len(piece) > 200:
+            self._damages -= 1
+            self.damaged += 1
+            piece = self._damaged(piece)
+        if self._cut_at is not None and self.passed + len(piece) >= self._cut_at:
+            piece, self._cut_at = piece[: max(0, self._cut_at - self.passed)], None
+            give(piece)
+            self.passed += len(piece)
+            self.cuts += 1
+            self.cut()
+            return False
+        give(piece)
+        self.passed += len(piece)
+        return True
 
     def _damaged(self, piece: bytes) -> bytes:
         changed = bytearray(piece)

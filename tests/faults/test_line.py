@@ -1,6 +1,7 @@
 """Channels over a bad line: everything arrives, once, in order, and within 3 s of the line's return."""
 
 import contextlib
+import socket
 import threading
 import time
 
@@ -47,6 +48,28 @@ def line_and_pair():
         meet(one, two)
         yield line, one, two
         both(lambda: one.close(2), lambda: two.close(2))
+
+
+def test_a_delay_holds_everything_back_by_the_same_time_not_one_piece_after_the_other():
+    # In its time of way a real line takes in more; 4 MiB are some 64 pieces.
+    sent = np.random.default_rng(0).bytes(4 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as server, BadLine(f"127.0.0.1:{server.getsockname()[1]}") as line:
+        line.delay(0.2)
+        host, port = line.address.split(":")
+        with socket.create_connection((host, int(port))) as near, server.accept()[0] as far:
+
+            def say():
+                near.sendall(sent)
+                near.shutdown(socket.SHUT_WR)
+
+            started = time.monotonic()
+            speaker = threading.Thread(target=say)
+            speaker.start()
+            got = b"".join(iter(lambda: far.recv(1 << 20), b""))
+            took = time.monotonic() - started
+            speaker.join()
+    assert got == sent
+    assert 0.2 <= took < 3
 
 
 @pytest.mark.parametrize("cuts", [15, pytest.param(200, marks=pytest.mark.full)])
