@@ -111,6 +111,7 @@ class Run:
                 if not self._was_done_before():
                     self._execute()
             model.fits.append(self._procedure.describe())
+            self.leaving.signals.raise_late()
         except BaseException as error:
             for program in model._programs.values():
                 program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew

@@ -35,11 +35,12 @@ class Signals:
     Attributes:
       stepping: Whether a step loop runs, which looks by itself.
       interrupted: Ctrl-C arrived.
+      terminated: SIGTERM arrived.
       overdue: SIGTERM arrived, and there is nothing more to wait for.
     """
 
     def __init__(self, on_terminate: Callable[[], bool], abort_step: Callable[[str], None]) -> None:
-        self.stepping = self.interrupted = self.overdue = False
+        self.stepping = self.interrupted = self.terminated = self.overdue = False
         self._on_terminate, self._abort_step = on_terminate, abort_step
         self._handlers: dict[int, Any] = {}
         self._old_fd = -1
@@ -87,6 +88,18 @@ class Signals:
             self.interrupted = True
         elif not self.stepping:
             raise SystemExit(TERMINATED)
+        else:
+            self.terminated = True
+
+    def raise_late(self) -> None:
+        """Ends the program where that was wished in the last step: nothing has looked since.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C.
+          SystemExit: SIGTERM.
+        """
+        self.overdue |= self.terminated
+        self.check()
 
     def _watch(self, reading: socket.socket) -> None:
         with contextlib.suppress(OSError):

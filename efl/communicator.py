@@ -244,13 +244,13 @@ class Communicator:
         columns = [ids] if block is None or row is None else [ids, block, row]
         self._ids_noted[scope] = call_python(note, columns, op_name("efl_sample_ids", scope.wire))
 
-    def send_after(self, scope: TaskScope, read: Sequence[tf.Tensor]) -> tf.Operation:
-        """Makes all further sends of a scope wait for its batch; returns the op that they wait for.
+    def send_after(self, scope: TaskScope, read: Sequence[tf.Tensor]) -> list[tf.Operation]:
+        """Makes all further sends of a scope wait for its batch; returns the ops that they wait for.
 
-        A message of step n is what tells the peer that this party has data for step n.
+        A message of step n is what tells the peer that this party has data for step n, and which rows.
         """
         self._batch_read[scope] = tf.group(*read)
-        return self._batch_read[scope]
+        return [*self._after_ids(scope), *self._after_batch(scope)]
 
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""

@@ -244,7 +244,7 @@ class FederalModel(Model):
         read = self._communicator.send_after(scope, feature_tensors(sample))
         self._with_batch.add(scope)
         for op in self._send_ops.get(scope, []):  # made before loss_fn or eval_fn was called
-            op._add_control_inputs([read])
+            op._add_control_inputs(read)
 
     def _sent(self, scope: TaskScope) -> list[Sent]:
         held = self._sent_tensors.get(scope, {})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl._task_scope import TaskScope
-from efl.errors import EflError, PeerClosed
+from efl.errors import EflError, Interrupted, PeerClosed
 
 if TYPE_CHECKING:
     from efl.communicator import Communicator
@@ -85,9 +85,19 @@ class CommunicatorHook(tf.train.SessionRunHook):
     def _telling(self, close: Any) -> Any:
         @functools.wraps(close)
         def told() -> None:
-            error = sys.exc_info()[1]  # a monitored session closes inside the handling of what ends it
-            if self._communicator.connected and isinstance(error, Exception):
+            error = _why_it_ends(self._communicator.federal_role)
+            if error is not None and self._communicator.connected:
                 self._communicator.abort(error, f"step {self._scope.running or self._scope.step}")
             close()
 
         return told
+
+
+def _why_it_ends(role: str) -> Exception | None:
+    """The error that is being handled: a monitored session closes inside the handling of what ends it."""
+    error = sys.exc_info()[1]
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(f"{role} was interrupted (Ctrl-C)")
+    if isinstance(error, SystemExit):
+        return Interrupted(f"{role}'s program ended with the exit code {error.code}") if error.code else None
+    return error if isinstance(error, Exception) else None

@@ -173,6 +173,21 @@ def test_an_error_between_two_steps_ends_the_peer(tmp_path, graph, leave, where)
     assert "secret" not in results["leader"].output
 
 
+@pytest.mark.parametrize(
+    ("leave", "code", "told"),
+    [
+        ("os.kill(os.getpid(), 2); time.sleep(5)", -2, "follower was interrupted (Ctrl-C)"),
+        ("raise SystemExit(3)", 3, "follower's program ended with the exit code 3"),
+    ],
+)
+def test_a_program_that_is_ended_between_two_steps_ends_the_peer(tmp_path, leave, code, told):
+    follower = FOLLOWER_GRAPH + go_away(leave)
+    results, written = talk(tmp_path, LEADER_GRAPH + GO_ON, follower, expect=(1, code))
+    assert written["leader"] == 2
+    assert f" failed at step 3 with Interrupted: {told}" in results["leader"].output.rstrip().splitlines()[-1]
+    assert "a callback of the channel failed" not in results["follower"].output
+
+
 def test_an_error_in_the_graph_ends_both(tmp_path):
     check = "check = tf.debugging.assert_less(x, 1.5, message='too much')\n"
     broken = check + GO_ON.replace("[x, length, done]", "[x, length, done, check]")

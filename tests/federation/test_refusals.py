@@ -169,6 +169,27 @@ def test_sample_ids_out_of_line(tmp_path):
     refused(tmp_path, LEADER, follower, "differ at step 3 of train", "row 3 of the batch")
 
 
+def test_sample_ids_out_of_line_under_a_message_made_before_the_batch(tmp_path):
+    early = """
+import time
+from efl._steps.disputes import Disputes
+note = Disputes.note
+def late(self, scope, batch):
+    time.sleep(0.2)  # the message must not leave before the ids are known
+    note(self, scope, batch)
+Disputes.note = late
+batch = batches(first=0 if ROLE == 'leader' else 16, rows=48)
+other = 'leader' if ROLE == 'follower' else 'follower'
+model = efl.FederalModel()
+model.send('from ' + ROLE, batch[0])
+def loss_fn(m, s):
+    return cross_entropy(s['label'], dense(tf.reshape(m.recv('from ' + other), [-1, 8]), 8, 3, 'own'))
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer())
+model.compile().fit(efl.procedure_fn.train(max_step=3))
+"""
+    refused(tmp_path, early, early, "differ at step 1 of train", "row 0 of the batch")
+
+
 def test_batches_of_different_size(tmp_path):
     follower = FOLLOWER.replace(
         "batch = batches()", "import tests.federation.problem as p\np.BATCH = 8\nbatch = batches()"

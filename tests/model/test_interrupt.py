@@ -4,6 +4,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.parties import start_party
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -79,3 +81,23 @@ def test_a_handler_of_the_scripts_own_stays_in_charge(tmp_path):
     assert result.returncode == 3, result.output
     assert "own handler" in result.output
     assert "interrupted" not in result.output
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_step_of_a_fit_is_not_forgotten(tmp_path, sent):
+    code = f"""
+def late(value):
+    os.kill(os.getpid(), {int(sent)})
+    time.sleep(0.3)
+    return value
+def loss_fn(m, s):
+    return tf.square(tf.reshape(tf.numpy_function(late, [tf.reduce_sum(s['x'])], tf.float32), []) * w - 1)
+model.loss_fn(loss_fn).compile()
+model.fit(efl.procedure_fn.train(max_step=1))
+print('not reached')
+"""
+    result = start_party("", MODEL + code, cwd=tmp_path, env={"PYTHONPATH": ROOT}).wait(60)
+    assert result.returncode == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143}[sent], result.output
+    assert "not reached" not in result.output
+    told = {signal.SIGINT: "interrupted after step 1", signal.SIGTERM: r"stopped after step 1 \(SIGTERM\)"}[sent]
+    assert re.search(f"local: {told}", result.output), result.output
