@@ -21,7 +21,11 @@ class Exchanged:
     def __init__(self) -> None:
         self.terms: dict[str, Any] = {}
         self._specs: dict[tuple[str, str], TensorSpec] = {}
-        self._sealed = False
+        self._sealed = self._complete = False
+
+    def complete(self) -> None:
+        """The steps of all scopes are built: what came later would be part of none."""
+        self._complete = True
 
     def seal(self, sealed: bool = True) -> None:
         """Tells whether the parties have shaken hands."""
@@ -62,6 +66,8 @@ class Exchanged:
             raise ModelError(
                 f"{name!r}: the name of a sent or received tensor is a text of 1 to 200 printable characters"
             )
+        if self._complete:
+            raise ModelError(f"{name!r}: too late, the model is compiled; send and receive in loss_fn or eval_fn")
         if self._sealed:
             raise ModelError(f"{name!r}: too late, the parties have shaken hands; make all sends and receives before")
         wire = f"{scope.wire}/{name}"

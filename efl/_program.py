@@ -61,6 +61,8 @@ class Metric:
             )
             return cls(name, value, update, not survives_step(value), tuple(metric))
         value = as_graph_tensor(metric, f"metric {name!r}")
+        if value.dtype == tf.string:
+            raise ModelError(f"metric {name!r}: expected numbers, got text")
         return cls(name, value, None, True, value)
 
 

@@ -303,6 +303,10 @@ class Communicator:
 
     # ---- the conversation around the steps ----------------------------------------------------------------------
 
+    def complete(self) -> None:
+        """Accepts no further sends and receives. ``FederalModel.compile`` calls it."""
+        self._exchanged.complete()
+
     def declare(self, term: str, value: Any) -> None:
         """Adds a term (a JSON value) that must be equal on both sides; the handshake compares and names it.
 

@@ -259,6 +259,7 @@ class FederalModel(Model):
             self._send_ops.setdefault(scope, []).append(op)
 
     def _check_exchanges(self) -> None:
+        self._communicator.complete()
         for scope in dict.fromkeys([*self._sent_tensors, *self._receives]):
             if scope not in self._programs or self._programs[scope].op is None:
                 names = ", ".join(map(repr, [*self._sent_tensors.get(scope, {}), *self._receives.get(scope, {})]))

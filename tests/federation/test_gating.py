@@ -52,6 +52,23 @@ def loss_fn(m, s):
     log_change(m, 'left')
     return cross_entropy(s['label'], y)
 """
+BACKWARD = """
+mine, other = ('left', 'right') if ROLE == 'leader' else ('right', 'left')
+def loss_fn(m, s):
+    with tf.variable_scope('top_' + mine, reuse=tf.AUTO_REUSE):
+        top = tf.get_variable('kernel', initializer=start_value('top_' + mine, (10, 3)))
+    first = top.read_value()
+    @tf.custom_gradient
+    def read_again_on_the_way_back(y):
+        def gradient(dy):
+            with tf.control_dependencies([late(dy)]):
+                return dy + tf.reduce_sum(tf.abs(top.read_value() - first))
+        return tf.identity(y), gradient
+    y = read_again_on_the_way_back(dense(s['x'], 4, 5, mine, tf.tanh))
+    m.send('f_' + mine, y, require_grad=True)
+    f = m.recv('f_' + other, require_grad=True, shape=[None, 5])
+    return cross_entropy(s['label'], dense(tf.concat([y, f], 1), 10, 3, 'top_' + mine))
+"""
 EACH = """
 mine, other = ('left', 'right') if ROLE == 'leader' else ('right', 'left')
 def loss_fn(m, s):
@@ -167,3 +184,17 @@ def test_many_random_delays_change_nothing(tmp_path):
         return first + cross_entropy(label, dense(tf.concat([right, left], 1), 10, 3, "top_right"))
 
     assert_same_weights(both_weights(tmp_path), joint(linked, steps=6))
+
+
+def test_a_variable_that_a_gradient_reads_is_not_updated_before(tmp_path):
+    code = REREAD + BACKWARD + TRAIN + FIT
+    run_both(tmp_path, code, code)
+
+    def linked(x, label, ids):
+        left, right = dense(x[:, :4], 4, 5, "left", tf.tanh), dense(x[:, 4:], 4, 5, "right", tf.tanh)
+        return sum(
+            cross_entropy(label, dense(tf.concat(pair, 1), 10, 3, f"top_{name}"))
+            for name, pair in (("left", [left, right]), ("right", [right, left]))
+        )
+
+    assert_same_weights(both_weights(tmp_path), joint(linked))

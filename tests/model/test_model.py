@@ -578,6 +578,8 @@ def test_a_metric_that_is_none_and_a_name_that_is_taken(toy):
     model = efl.Model()
     with pytest.raises(ModelError, match="got 3 items"):
         model.add_metric("m", (1, 2, 3))
+    with pytest.raises(ModelError, match="metric 'm': expected numbers, got text"):
+        model.add_metric("m", "accuracy")
     model.add_metric("m", tf.constant(1.0))
     with pytest.raises(ModelError, match="metric 'm' exists already in train"):
         model.add_metric("m", tf.constant(1.0))
