@@ -266,6 +266,16 @@ def test_a_goodbye_waits_for_the_line(line_and_pair):
     assert got.sum() == 5
 
 
+def test_who_has_to_go_waits_no_longer_than_it_says(line_and_pair):
+    line, one, two = line_and_pair
+    ping_pong(one, two, 0, 2)
+    line.close_for(20.0)
+    one.send("down", 9, np.ones(5, np.float32))
+    began = time.monotonic()
+    one.close(1.0, firm=True)
+    assert time.monotonic() - began < 5.0
+
+
 @pytest.mark.parametrize("restarted", ["leader", "follower"])
 def test_another_process_in_the_peers_place_is_told_from_a_line_that_returned(restarted):
     address = free_address()
