@@ -68,7 +68,8 @@ class Inbox:
         """Hands one received array to the graph. Called by the channel's reading thread."""
         assert self._put is not None
         self.last_shape = array.shape
-        self._put(array, _GOOD)
+        with contextlib.suppress(tf.errors.CancelledError):  # the session is being closed
+            self._put(array, _GOOD)
 
     def abort(self) -> None:
         """Makes the step that waits (or will wait) for this tensor fail."""

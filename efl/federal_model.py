@@ -92,6 +92,7 @@ class FederalModel(Model):
         self._grad_receives: dict[TaskScope, dict[str, tf.Tensor]] = {}
         self._receives: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
         self._with_batch: set[TaskScope] = set()
+        self._exchanged_scopes: set[TaskScope] = set()  # those whose exchange ops are made
 
     def send(
         self,
@@ -208,7 +209,13 @@ class FederalModel(Model):
                     f"{what}: {name}={getattr(asked, 'value', asked)} inside {current}: the peer would wait for ever "
                     f"for a tensor that is made in another {name}; leave {name} out"
                 )
-        return TaskScope(mode or current.mode or MODE.TRAIN, task if task is not None else current.task)
+        scope = TaskScope(mode or current.mode or MODE.TRAIN, task if task is not None else current.task)
+        if scope in self._exchanged_scopes:
+            raise ModelError(
+                f"{what} while the updates of {scope} are made (in an optimizer?): its exchange is complete by then, "
+                "and the peer would wait for ever; call it in loss_fn or eval_fn"
+            )
+        return scope
 
     @staticmethod
     def _check_grad(what: str, scope: TaskScope, dtype: tf.DType, require_grad: bool) -> None:
@@ -266,7 +273,8 @@ class FederalModel(Model):
                 needed, have = ("loss_fn", self._loss_fns) if scope.mode is MODE.TRAIN else ("eval_fn", self._eval_fns)
                 raise ModelError(
                     f"{names}: sent or received in {scope}, but task {scope.task!r} has no {needed}, so there is no "
-                    f"step of it, and the peer would wait for ever; tasks that have one: {', '.join(map(repr, have))}"
+                    "step of it, and the peer would wait for ever; tasks that have one: "
+                    f"{', '.join(map(repr, have)) or 'none'}"
                 )
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
@@ -284,6 +292,7 @@ class FederalModel(Model):
             self._send_ops.setdefault(scope, []).append(token)
         if not self._communicator.names("recv", scope):
             ops.append(self._communicator.recv(TOKEN, tf.int8, shape=[], scope=scope))
+        self._exchanged_scopes.add(scope)
         ops += self._send_ops.get(scope, [])
         ops += [tensor for tensor, _ in self._receives.get(scope, {}).values()]
         return ops + list(self._grad_receives.get(scope, {}).values())

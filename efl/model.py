@@ -51,6 +51,7 @@ class Model(Definition):
     Attributes:
       history: One dict per log line of the last ``fit``: role, mode, task, step (training steps so far), loss, the
         metrics, steps_per_second; with a peer wait_ms (milliseconds a step waited for it); of evaluations also batches.
+        Empty after a fit that an earlier process had finished and this one passed by.
 
     Raises:
       ConfigError: A setting that efl cannot work with.

@@ -274,6 +274,7 @@ def test_who_has_to_go_waits_no_longer_than_it_says(line_and_pair):
     began = time.monotonic()
     one.close(1.0, firm=True)
     assert time.monotonic() - began < 4.0
+    two.abandon()
 
 
 @pytest.mark.parametrize("restarted", ["leader", "follower"])

@@ -305,6 +305,18 @@ def test_a_message_in_input_fn_is_refused(tmp_path):
     refused(tmp_path, LEADER, follower, "send('x') in input_fn: a message tells the peer that there is a batch")
 
 
+def test_an_exchange_in_an_optimizer_is_refused(tmp_path):
+    late = """
+class Late(tf.train.GradientDescentOptimizer):
+    def apply_gradients(self, *arguments, **options):
+        model.send('late', tf.zeros([2]))
+        return super().apply_gradients(*arguments, **options)
+"""
+    follower = FOLLOWER.replace("optimizer()", "efl.optimizer_fn.optimizer_setter(Late(0.1))")
+    assert "Late" in follower
+    refused(tmp_path, LEADER, late + follower, "send('late') while the updates of train are made")
+
+
 def test_without_a_role(tmp_path):
     code = "import sys\nsys.argv = sys.argv[:1]\n"
     results = run_both(tmp_path, code + LEADER, code + FOLLOWER, expect=(1, 1))

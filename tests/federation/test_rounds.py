@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from efl._agreement import Facts, shared_seed
+from efl._agreement import Facts, behind, shared_seed, where_to_start
 from efl._position import Position
-from efl.errors import ProtocolError
+from efl.errors import CheckpointError, ProtocolError
 from tests.federation.harness import run_both
 from tests.federation.test_ends import both, history
 from tests.federation.test_parity import FOLLOWER, LEADER
@@ -155,6 +155,37 @@ def test_the_seed_that_is_told_does_not_give_the_runs_seed_away():
     assert shared_seed(4711) == shared_seed(4711) != shared_seed(4712)
     assert 0 <= shared_seed(4711) < 1 << 56
     assert "4711" not in json.dumps(Facts((), None, 0, False, {}, "r", shared_seed(4711), 1, ("train()",)).to_json())
+
+
+def test_parties_in_different_fits_without_a_checkpoint_between_them_are_told():
+    held = (Position(4, 1, 0, 4), "run"), (Position(9, 2, 0, 2), "run")
+    ahead = Facts(held, 1000, 9, True, {}, "r", 7, 2, ("a", "b"))
+    behind_it = Facts((), 1000, 0, False, {}, "s", None, 1, ("a",))
+    for mine, peer, roles in (ahead, behind_it, ("leader", "follower")), (behind_it, ahead, ("follower", "leader")):
+        assert not behind(mine, peer, lambda position, fit: True)
+        with pytest.raises(
+            CheckpointError, match=r"fit: the leader is in its 2\., the follower in its 1\., and no check"
+        ):
+            where_to_start(mine, peer, *roles)
+
+
+def test_who_is_behind_passes_by_only_a_fit_that_is_over():
+    middle, end, later = Position(4, 1, 0, 4), Position(6, 1, 1, 0), Position(9, 2, 0, 3)
+
+    def facts(fit, *held, warm=False):
+        return Facts(tuple((position, "run") for position in held), 1000, 0, warm, {}, "r", 7, fit, ("a", "b")[:fit])
+
+    def who(mine, peer, ours=True):
+        return behind(mine, peer, lambda position, fit: ours)
+
+    assert who(facts(1, middle, end), facts(2, end, warm=True)) == {"mine"}
+    assert who(facts(2, end, warm=True), facts(1, middle, end)) == {"peer"}
+    assert who(facts(1, middle, end, later), facts(2, end, later, warm=True)) == {"mine"}
+    assert who(facts(1, end, later), facts(1, end, later)) == {"mine", "peer"}
+    # The end of the first fit is not held by both: somebody would have to take its last steps again.
+    assert who(facts(1, middle), facts(2, middle, end, later, warm=True)) == set()
+    assert who(facts(1, middle, end), facts(1, middle, end, later)) == set()
+    assert who(facts(1, end, later), facts(1, end, later), ours=False) == set()
 
 
 @pytest.mark.parametrize(
