@@ -53,7 +53,8 @@ RATIOS = (
     ("efl recv tls", "efl recv"),
     ("efl recv tls", "grpc tls"),
 )
-LEAST_GBYTES, LEAST = 0.6, 0.9  # GB/s; of the bare stream's throughput
+LEAST_GBYTES_TLS, LEAST_GBYTES = 0.6, 1.0
+LEAST, MOST = 0.9, 1.3  # of the bare stream's throughput, and of its round trip
 
 
 # ---- memory
@@ -178,10 +179,14 @@ def report(
         cells = [row[kind] for kind in kinds] + [ratios[label][name] for name in beside]
         rows.append([label, *(f"{cell:.2f}" for cell in cells)])
     text += f"One way, GB/s\n\n{table(['tensor', *kinds, *beside], rows)}\n\n"
-    goals = []
+    goals = [
+        Goal(f"round trip: efl callback / grpc, {label}", row["efl callback"] / row["grpc"], MOST, least=False)
+        for label, row in trips.items()
+    ]
     for label in [label for label, size in SIZES.items() if size >= MIB]:
+        goals.append(Goal(f"efl recv, {label}", rates[label]["efl recv"], LEAST_GBYTES, unit="GB/s"))
         if "efl recv tls" in rates[label]:
-            goals.append(Goal(f"efl recv tls, {label}", rates[label]["efl recv tls"], LEAST_GBYTES, unit="GB/s"))
+            goals.append(Goal(f"efl recv tls, {label}", rates[label]["efl recv tls"], LEAST_GBYTES_TLS, unit="GB/s"))
         for name in ("efl recv / grpc", "efl recv tls / grpc tls"):
             if name in ratios[label]:
                 goals.append(Goal(f"{name}, {label}", ratios[label][name], LEAST))
