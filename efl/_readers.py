@@ -49,6 +49,15 @@ def initialize(session: tf.Session, again: bool = False) -> None:
         session.run(op)
 
 
+def tables() -> list[tf.Operation]:
+    """What starts lookup tables, and iterators that were added to them, but those that ``initialize`` starts.
+
+    Twice would cost seconds where the graph holds the data: TensorFlow prepares the graph anew for each set of fetches.
+    """
+    added = tf.get_collection(tf.GraphKeys.TABLE_INITIALIZERS)
+    return [op for op in added if op.type != "MakeIterator" or not independent(op)]
+
+
 def independent(maker: tf.Operation) -> bool:
     """Whether efl can run this initializer: it is an iterator's, and needs neither feeding nor variables."""
     handle = maker.inputs[1].op

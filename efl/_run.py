@@ -345,7 +345,7 @@ class Run:
         if fresh:
             model._session = HookedSession(graph, model._session_config)
             raw = model.session.raw_session()
-            raw.run([tf.global_variables_initializer(), tf.local_variables_initializer(), tf.tables_initializer()])
+            raw.run([tf.global_variables_initializer(), tf.local_variables_initializer(), *_readers.tables()])
             model._apply_initial_weights(raw)
             model.steps_trained = 0
             self.keeping.forget()
