@@ -208,7 +208,7 @@ class CheckpointStore:
             good = False
         if good:
             self._whole[position] = manifest
-        elif position not in self._damaged:
+        else:
             self._damaged.add(position)
             _log.warning("checkpoint %s is damaged or incomplete: skipped", folder)
         return good

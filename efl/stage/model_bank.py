@@ -29,7 +29,7 @@ class ModelBank(Stage):
     Args:
       is_chief: Only the chief worker loads; on others the stage does nothing.
       config: A dict (its keys are free) or list of entries. ``load`` is a list of shell patterns over variable names,
-        or ``{name in the checkpoint: name in the graph}``; ``exclude`` (default: none) of patterns of graph names;
+        or ``{name in the checkpoint: name in the graph}``; ``exclude`` a list of patterns of graph names, or left out;
         ``path`` a checkpoint prefix or a folder of checkpoints. Variables that the graph does not have are passed over,
         and by patterns with a wildcard the count of steps, ``global_step``: the run's own goes on. Where several
         entries give the same variable, the later one wins.
