@@ -8,6 +8,7 @@ constants in it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -178,8 +179,13 @@ class CheckpointStore:
         pinned = None if self.pinned is None else self.pinned[0]
         for position in sound[: -self._keep]:
             if position != pinned:
+                # Renamed first: whoever looks or dies meanwhile must not find half of one.
+                going = self.folder / f"{_SCRATCH}-gone-{position.name}"
+                shutil.rmtree(going, ignore_errors=True)
+                with contextlib.suppress(OSError):  # what cannot go stays; the new one is written
+                    os.rename(self._path(position), going)
                 self._whole.pop(position, None)
-                shutil.rmtree(self._path(position), ignore_errors=True)
+                shutil.rmtree(going, ignore_errors=True)
 
     # ---- private
 
