@@ -2,13 +2,14 @@
 
 ``Channel`` is its public face; ``rendezvous`` finds the peer, ``admission`` judges who comes, ``redial`` finds the peer
 again, ``watch`` keeps the time.
-One lock guards the link and the mailboxes. Callbacks run outside the lock, in order, in the thread that
-reads the stream.
+One lock guards the link and the mailboxes. What arrives is taken by gRPC's thread, which must not wait; callbacks run
+outside the lock, in order, in the thread that reads the stream.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import queue
 import threading
@@ -28,7 +29,7 @@ from efl.errors import (
     PeerRestarted,
     ProtocolError,
 )
-from efl.transport import admission, events, handshake, stream
+from efl.transport import admission, events, handshake, operations, stream
 from efl.transport import frame as wire
 from efl.transport.handshake import Hello
 from efl.transport.inbound import Message
@@ -114,11 +115,10 @@ class Conversation(stream.Handler):
     def flush(self) -> None:
         """Hands the link's frames to the stream."""
         frames = self.link.take(time.monotonic()) if self.link is not None else ()
-        for frame in frames:
-            self.counts["frames_sent"] += 1
-            self.counts["bytes_sent"] += len(frame)
-            if self.connection is not None:
-                self.connection.outbox.put(frame)
+        self.counts["frames_sent"] += len(frames)
+        self.counts["bytes_sent"] += sum(map(len, frames))
+        if self.connection is not None:
+            self.connection.outbox.put(*frames)
 
     def notify(self) -> None:
         """Wakes whoever waits for credit or for the end."""
@@ -162,25 +162,35 @@ class Conversation(stream.Handler):
             box.fail(lambda key: self.end_error(describe(key)))
         self.notify()
 
-    # ---- what arrives (reading threads)
+    # ---- what arrives
 
-    def on_message(self, connection: stream.Connection, message: bytes) -> None:
+    def on_message(self, connection: stream.Connection, message: bytes) -> operations.Work | None:
         """See ``stream.Handler``."""
-        if connection is not self.connection and not admission.admit(self, connection, message):
-            return
+        if connection is not self.connection:
+            return functools.partial(self._on_other, connection, message)
+        return self._take(connection, message)
+
+    def _on_other(self, connection: stream.Connection, message: bytes) -> None:
+        if admission.admit(self, connection, message):
+            work = self._take(connection, message)
+            if work is not None:
+                work()
+
+    def _take(self, connection: stream.Connection, message: bytes) -> operations.Work | None:
+        """What is addressed to mailboxes is put there at once; callbacks, and all else that may wait, are left."""
         failure: EflError | None = None
         try:
             frames = wire.decode(message)
         except wire.DamagedFrame as error:
+            why = f"damaged on the way: {error}"
             if self.met and self._is_of_the_line(connection):
-                self.lose(connection, f"damaged on the way: {error}")
-                connection.close()
-                return
-            frames, failure = [], error if self.met else PeerLost(f"damaged on the way: {error}")
+                connection.given_up = True
+                return functools.partial(self._give_up, connection, why)
+            frames, failure = [], error if self.met else PeerLost(why)
         with self.lock:
             link = self.link
-            if connection is not self.connection or self.over or link is None:
-                return
+            if connection is not self.connection or connection.given_up or self.over or link is None:
+                return None
             self.counts["frames_received"] += len(frames)
             self.counts["bytes_received"] += len(message)
             deferred: list[events.Event] = []
@@ -198,10 +208,19 @@ class Conversation(stream.Handler):
                 self.flush()
             if self.waiting:
                 self.changed.notify_all()
+        if deferred or failure is not None:
+            return functools.partial(self._follow, connection, deferred, failure)
+        return None
+
+    def _follow(self, connection: stream.Connection, deferred: list[events.Event], failure: EflError | None) -> None:
         for event in deferred:
             self._dispatch(connection, event)
         if failure is not None:
             self.fail(connection, failure)
+
+    def _give_up(self, connection: stream.Connection, why: str) -> None:
+        self.lose(connection, why)
+        connection.close()
 
     @property
     def label(self) -> str:
@@ -240,6 +259,8 @@ class Conversation(stream.Handler):
             return True
         if isinstance(event, events.Goodbye):
             self.wake_takers()
+        elif isinstance(event, events.Accepted):
+            self.met = True
         elif isinstance(event, events.Resumed):
             now = time.monotonic()
             self.back_at, self._away_for, self.away_since = now, now - (self.away_since or now), None
@@ -260,8 +281,6 @@ class Conversation(stream.Handler):
             for told in self.on_peer_closed:
                 self._call(told, self.link.peer_label)
         elif isinstance(event, events.Accepted):
-            with self.lock:
-                self.met = True
             self.outcomes.put((connection, None))
         elif isinstance(event, events.Resumed):
             self._found()
@@ -427,10 +446,7 @@ class Conversation(stream.Handler):
         if first and self.met and error is not None:
             for told in self.on_failure:
                 told(error)
-        if self.reading():
-            threading.Thread(target=self.tear_down, name="efl-close", daemon=True).start()
-        else:
-            self.tear_down()
+        self.tear_down()
 
     def left_open(self) -> None:
         """The program ends and has not closed: the peer is told, which would wait for it otherwise."""
@@ -441,7 +457,16 @@ class Conversation(stream.Handler):
         return self.connection is not None and self.connection.reader is threading.current_thread()
 
     def tear_down(self) -> None:
-        """Ends stream, port and timer; gives last words a moment to leave. The port is free afterwards."""
+        """Ends stream, port and timer; gives last words a moment to leave. The port is free afterwards.
+
+        Called from the thread that reads it does not wait for that.
+        """
+        if self.reading():
+            threading.Thread(target=self._tear_down, name="efl-close", daemon=True).start()
+        else:
+            self._tear_down()
+
+    def _tear_down(self) -> None:
         self.stopped.set()
         atexit.unregister(self.left_open)
         connection, listener = self.connection, self.listener
@@ -449,8 +474,7 @@ class Conversation(stream.Handler):
             self.candidate.close()
         if connection is not None:
             connection.outbox.end()
-            if not self.reading():
-                connection.wait(_LAST_WORDS_SECONDS)
+            connection.wait(_LAST_WORDS_SECONDS)
             connection.close()
         if listener is not None:
             listener.close(_LAST_WORDS_SECONDS if connection is None else 0.2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
+import functools
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import grpc
 
 from efl.errors import ConfigError
+from efl.transport import operations
 from efl.transport.limits import MAX_WIRE_BYTES, Endpoint
 
 _SERVICE, _METHOD = "efl.Link", "Stream"
@@ -42,62 +44,106 @@ _WANTS_TLS = ("efl-wants", "tls")
 
 
 class Outbox:
-    """The messages of one direction; gRPC draws from it. Small frames that wait together are joined."""
+    """The messages of one direction. Small frames that wait together are joined.
+
+    gRPC draws the first message as from any iterator; the others are written as soon as the one before has left, by
+    the thread that brings them or by the one that hears of it, where the call can be written to (``write_to``).
+    """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._next: bytes | None = None
+        self._lock = threading.Lock()
+        self._frames: collections.deque[bytes] = collections.deque()
+        self._operations: operations.Operations | None = None
+        self._drawn = 0  # messages that gRPC has drawn
+        self._busy = False  # one that was written has not left yet
         self._ended = False
-        self._cut: list[bytes] | None = None
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # for gRPC's thread that draws
 
-    def put(self, frame: bytes) -> None:
-        """Queues a frame."""
-        self._queue.put(frame)
+    def write_to(self, call: operations.Operations | None) -> None:
+        """From the second message on, writes to a call in place of waiting to be drawn from."""
+        with self._lock:
+            self._operations = call
+        self._go_on()  # what came meanwhile
+
+    def put(self, *frames: bytes) -> None:
+        """Queues frames."""
+        with self._lock:
+            if self._ended:
+                return
+            self._frames.extend(frames)
+        self._go_on()
 
     @property
     def waiting(self) -> int:
-        """How many frames wait to be drawn, about."""
-        return self._queue.qsize()
+        """How many frames wait to be drawn."""
+        return len(self._frames)
 
     def end(self) -> None:
         """Ends the direction after what is queued."""
-        self._queue.put(None)
+        with self._lock:
+            self._ended = True
+        self._news.put(None)
 
     def cut(self, last: list[bytes]) -> None:
         """Ends the direction with ``last``, in place of what is queued."""
-        self._cut = last
-        self._queue.put(None)
+        with self._lock:
+            self._frames = collections.deque(last)
+            self._ended = True
+        self._go_on()
+        self._news.put(None)
+
+    @property
+    def _writing(self) -> bool:
+        return self._operations is not None and self._drawn > 1
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        frame = self._next
-        self._next = None
-        if frame is None and not self._ended:
-            frame = self._queue.get()
-        if self._cut is not None:
-            self._ended, frame = True, b"".join(self._cut) or None
-            self._cut = []
-        if frame is None:
-            self._ended = True
-            raise StopIteration
-        if len(frame) >= _PACK_BYTES or self._queue.empty():
-            return frame
-        return self._join(frame)
+        with self._lock:
+            self._drawn += 1  # the one before has left
+        self._go_on()
+        while True:
+            with self._lock:
+                if not self._writing and self._frames:
+                    return self._draw()
+                if self._ended and not self._frames and not self._busy:
+                    raise StopIteration
+            self._news.get()
 
-    def _join(self, first: bytes) -> bytes:
-        parts, size = [first], len(first)
-        while not self._ended and not self._queue.empty():
-            frame = self._queue.get()
-            if frame is None:
-                self._ended = True
-            elif size + len(frame) > _PACK_BYTES:
-                self._next = frame
-                break
-            else:
-                parts.append(frame)
-                size += len(frame)
+    def _go_on(self) -> None:
+        with self._lock:
+            if not self._writing:
+                self._news.put(None)
+                return
+            if self._busy or not self._frames:
+                return
+            self._busy, message, call = True, self._draw(), self._operations
+        assert call is not None
+        if not call.write(message, self._on_left):
+            self._on_over()
+
+    def _on_left(self) -> None:
+        with self._lock:
+            self._busy = False
+            if self._ended and not self._frames:
+                self._news.put(None)
+        self._go_on()
+
+    def _on_over(self) -> None:
+        with self._lock:
+            self._busy, self._ended = False, True
+            self._frames.clear()
+        self._news.put(None)
+
+    def _draw(self) -> bytes:
+        frame = self._frames.popleft()
+        if len(frame) >= _PACK_BYTES or not self._frames:
+            return frame
+        parts, size = [frame], len(frame)
+        while self._frames and size + len(self._frames[0]) <= _PACK_BYTES:
+            parts.append(self._frames.popleft())
+            size += len(parts[-1])
         return b"".join(parts)
 
 
@@ -109,10 +155,22 @@ class Connection(abc.ABC):
         self.outbox = Outbox()
         self.reader: threading.Thread | None = None
         self.over = threading.Event()
+        self.given_up = False  # nothing that it brings is believed any more
 
     def wait(self, timeout: float) -> bool:
         """Waits until the stream has ended in both directions."""
         return self.over.wait(timeout)
+
+    def read(self, messages: Iterator[bytes], call: operations.Operations | None, handler: Handler) -> None:
+        """Hands on what arrives until the stream ends; how it ends is for ``messages`` to say."""
+        for message in messages:
+            work = handler.on_message(self, message)
+            if work is not None:
+                work()
+            if call is not None:
+                for work in call.read(functools.partial(handler.on_message, self)):
+                    work()
+                call = None
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -120,10 +178,14 @@ class Connection(abc.ABC):
 
 
 class Handler(Protocol):
-    """Who is told what arrives, from the connection's reading thread."""
+    """Who is told what arrives."""
 
-    def on_message(self, connection: Connection, message: bytes) -> None:
-        """A message arrived."""
+    def on_message(self, connection: Connection, message: bytes) -> operations.Work | None:
+        """A message arrived. Called in the order of messages, and from gRPC's own thread: it must not wait.
+
+        Returns:
+          What is left to do about it, by the connection's reading thread.
+        """
 
     def on_end(self, connection: Connection, why: str) -> None:
         """Nothing more will arrive; ``why`` is empty when the peer ended the stream properly."""
@@ -168,14 +230,14 @@ class Dialled(Connection):
         """
         self._channel = _channel(self._endpoint)
         self._call = self._channel.stream_stream(_CALL)(self.outbox)
+        self.outbox.write_to(operations.of_dialled(self._call))
         self.reader = threading.Thread(target=self._read, name="efl-read", daemon=True)
         self.reader.start()
 
     def _read(self) -> None:
         why = ""
         try:
-            for message in self._call:
-                self._handler.on_message(self, message)
+            self.read(self._call, operations.of_dialled(self._call), self._handler)
         except grpc.RpcError as error:
             why = self.why = _reason(error)
             if self._endpoint.tls is not None and error.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -331,21 +393,17 @@ class Listener:
             target=self._read, args=(connection, requests), name="efl-read", daemon=True
         )
         connection.reader.start()
+        connection.outbox.write_to(operations.of_served(context))
         return iter(connection.outbox)
 
     def _read(self, connection: _Served, requests: Iterator[bytes]) -> None:
         why = ""
-        named = False
         silent = threading.Timer(_FIRST_MESSAGE_SECONDS, connection.close)
         silent.daemon = True
         silent.start()
         try:
-            for message in requests:
-                if not named:
-                    named = True
-                    silent.cancel()
-                    self._named(connection)
-                self._handler.on_message(connection, message)
+            messages = self._from_the_first(requests, connection, silent)
+            connection.read(messages, operations.of_served(connection.context), self._handler)
         except grpc.RpcError as error:
             why = _reason(error)
         except Exception:
@@ -356,6 +414,16 @@ class Listener:
             silent.cancel()
             self._named(connection)
             self._handler.on_end(connection, why)
+
+    def _from_the_first(
+        self, requests: Iterator[bytes], connection: _Served, silent: threading.Timer
+    ) -> Iterator[bytes]:
+        for first in requests:
+            silent.cancel()
+            self._named(connection)
+            yield first
+            break
+        yield from requests
 
     def _named(self, connection: _Served) -> None:
         with self._lock, contextlib.suppress(ValueError):

@@ -83,7 +83,8 @@ class Liar(Stranger):
             one = self._heard.get(timeout=10)
             assert one is not None
             self.link.receive([one], 0.0)
-            self.say(*self.link.take(0.0))
+            for answer in self.link.take(0.0):
+                self.say(answer)
 
     @property
     def instances(self) -> tuple[str, str]:
