@@ -8,8 +8,8 @@ The two ends of every pair are separate processes on loopback. What each does wi
 * ``grpc``: bytes over a bidirectional stream without any code of ours; more than 1 MiB in messages of 1 MiB (one large
   message is slower). The server answers when it has all of them.
 * ``efl recv``: ``Channel.send`` and ``Channel.recv`` of a numpy array: checksum, sequence, window, mailbox included.
-* ``efl callback``: the same with ``Channel.subscribe`` on both sides and a queue to a thread that answers, as a training
-  step receives: two more threads are woken than in bare gRPC's echo.
+* ``efl callback``: the same with ``Channel.subscribe`` on both sides and a queue to a thread that answers, as in a
+  training step: two more threads are woken than in bare gRPC's echo.
 * ``grpc tls``, ``efl recv tls`` (with ``--tls``): as without, with mutual TLS and the certificates of ``efl certs``.
 
 Round trip: the tensor goes there and comes back; median. Throughput: tensors one way, as fast as the window allows.

@@ -178,6 +178,8 @@ class Conversation(stream.Handler):
 
     def _take(self, connection: stream.Connection, message: bytes) -> operations.Work | None:
         """What is addressed to mailboxes is put there at once; callbacks, and all else that may wait, are left."""
+        if connection.given_up:
+            return None
         failure: EflError | None = None
         try:
             frames = wire.decode(message)
@@ -189,7 +191,7 @@ class Conversation(stream.Handler):
             frames, failure = [], error if self.met else PeerLost(why)
         with self.lock:
             link = self.link
-            if connection is not self.connection or connection.given_up or self.over or link is None:
+            if connection is not self.connection or self.over or link is None:
                 return None
             self.counts["frames_received"] += len(frames)
             self.counts["bytes_received"] += len(message)

@@ -10,7 +10,6 @@ import abc
 import collections
 import contextlib
 import functools
-import queue
 import threading
 import time
 import urllib.parse
@@ -23,6 +22,7 @@ import grpc
 from efl.errors import ConfigError
 from efl.transport import operations
 from efl.transport.limits import MAX_WIRE_BYTES, Endpoint
+from efl.transport.outbox import Outbox
 
 _SERVICE, _METHOD = "efl.Link", "Stream"
 _OPTIONS = [
@@ -33,7 +33,6 @@ _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
 ]
-_PACK_BYTES = 64 << 10
 _MAX_CONNECTIONS = 12  # each may hold one message of a stranger in memory
 _MAX_NAMELESS = 8  # that have said nothing yet; the oldest goes when one more comes, or strangers could fill the port
 _FIRST_MESSAGE_SECONDS = 10.0
@@ -41,110 +40,6 @@ _TLS_SECONDS = 10.0  # for a TLS handshake; gRPC's default is two minutes
 _CALL = f"/{_SERVICE}/{_METHOD}"
 #: Said, in clear text, to a listener that has no certificates, by a dialler that has: it would never know otherwise.
 _WANTS_TLS = ("efl-wants", "tls")
-
-
-class Outbox:
-    """The messages of one direction. Small frames that wait together are joined.
-
-    gRPC draws the first message as from any iterator; the others are written as soon as the one before has left, by
-    the thread that brings them or by the one that hears of it, where the call can be written to (``write_to``).
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._frames: collections.deque[bytes] = collections.deque()
-        self._operations: operations.Operations | None = None
-        self._drawn = 0  # messages that gRPC has drawn
-        self._busy = False  # one that was written has not left yet
-        self._ended = False
-        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # for gRPC's thread that draws
-
-    def write_to(self, call: operations.Operations | None) -> None:
-        """From the second message on, writes to a call in place of waiting to be drawn from."""
-        with self._lock:
-            self._operations = call
-        self._go_on()  # what came meanwhile
-
-    def put(self, *frames: bytes) -> None:
-        """Queues frames."""
-        with self._lock:
-            if self._ended:
-                return
-            self._frames.extend(frames)
-        self._go_on()
-
-    @property
-    def waiting(self) -> int:
-        """How many frames wait to be drawn."""
-        return len(self._frames)
-
-    def end(self) -> None:
-        """Ends the direction after what is queued."""
-        with self._lock:
-            self._ended = True
-        self._news.put(None)
-
-    def cut(self, last: list[bytes]) -> None:
-        """Ends the direction with ``last``, in place of what is queued."""
-        with self._lock:
-            self._frames = collections.deque(last)
-            self._ended = True
-        self._go_on()
-        self._news.put(None)
-
-    @property
-    def _writing(self) -> bool:
-        return self._operations is not None and self._drawn > 1
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        with self._lock:
-            self._drawn += 1  # the one before has left
-        self._go_on()
-        while True:
-            with self._lock:
-                if not self._writing and self._frames:
-                    return self._draw()
-                if self._ended and not self._frames and not self._busy:
-                    raise StopIteration
-            self._news.get()
-
-    def _go_on(self) -> None:
-        with self._lock:
-            if not self._writing:
-                self._news.put(None)
-                return
-            if self._busy or not self._frames:
-                return
-            self._busy, message, call = True, self._draw(), self._operations
-        assert call is not None
-        if not call.write(message, self._on_left):
-            self._on_over()
-
-    def _on_left(self) -> None:
-        with self._lock:
-            self._busy = False
-            if self._ended and not self._frames:
-                self._news.put(None)
-        self._go_on()
-
-    def _on_over(self) -> None:
-        with self._lock:
-            self._busy, self._ended = False, True
-            self._frames.clear()
-        self._news.put(None)
-
-    def _draw(self) -> bytes:
-        frame = self._frames.popleft()
-        if len(frame) >= _PACK_BYTES or not self._frames:
-            return frame
-        parts, size = [frame], len(frame)
-        while self._frames and size + len(self._frames[0]) <= _PACK_BYTES:
-            parts.append(self._frames.popleft())
-            size += len(parts[-1])
-        return b"".join(parts)
 
 
 class Connection(abc.ABC):
