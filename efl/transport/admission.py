@@ -76,6 +76,7 @@ def _of_claim(talk: Conversation, connection: stream.Connection, claim: events.C
         talk.link.lost()  # the peer has given the old connection up, whether or not it seems good from here
         talk.connection = connection
     if old is not None:
+        old.given_up = True
         old.close()
     return _WELCOME
 

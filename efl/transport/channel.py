@@ -409,14 +409,14 @@ class Channel:
             if link is not None and talk.met and talk.error is None:
                 link.goodbye()
                 talk.flush()
-                while not (link.flushed and link.peer_goodbye) and not talk.gone and talk.error is None:
+                while not self._settled(link) and not (talk.gone and talk.worked_off) and talk.error is None:
                     left = began + timeout - time.monotonic()
                     if talk.away_since is not None and not link.peer_goodbye and not firm:
                         began, left = time.monotonic(), 1.0
                     if left <= 0 or talk.reading():
                         break
                     talk.wait(left)
-                if talk.error is None and not (link.flushed and link.peer_goodbye):
+                if talk.error is None and not self._settled(link):
                     logger.warning("%s: closed without a goodbye of %s: %s", talk.hello.role, link.peer_label,
                                    link.last_heard(time.monotonic()))  # fmt: skip
             talk.over = True
@@ -424,10 +424,14 @@ class Channel:
         talk.outcomes.put((None, None))
         talk.tear_down()
 
+    def _settled(self, link: Link) -> bool:
+        """Whether both have said goodbye, and everything before it has been taken."""
+        return link.flushed and link.peer_goodbye and self._talk.worked_off
+
     def abandon(self) -> None:
         """Closes at once and says nothing: the peer's process is another one now."""
         with self._talk.lock:
-            self._talk.over = True
+            self._talk.over = self._talk.mute = True
             self._talk.wake_takers()
         self._talk.tear_down()
 

@@ -143,7 +143,11 @@ def keep_freed_memory() -> None:
 
 def allocate(size: int) -> np.ndarray:
     """A fresh byte buffer of ``size`` bytes on a 64-byte boundary."""
-    raw = np.empty(size + _ALIGN, np.uint8)
+    return aligned(np.empty(size + _ALIGN, np.uint8), size)
+
+
+def aligned(raw: np.ndarray, size: int) -> np.ndarray:
+    """``size`` bytes from such a boundary on, in a buffer that ``allocate`` made: the ``base`` of what it returned."""
     start = -raw.ctypes.data % _ALIGN
     return raw[start : start + size]
 

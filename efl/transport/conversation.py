@@ -9,6 +9,7 @@ outside the lock, in order, in the thread that reads the stream.
 from __future__ import annotations
 
 import atexit
+import collections
 import functools
 import logging
 import queue
@@ -83,6 +84,7 @@ class Conversation(stream.Handler):
         self.outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         self.error: EflError | None = None
         self.met = self.closing = self.over = self.gone = False
+        self.mute = False  # no callback is to be called any more: this side has broken off
         self.stopped = threading.Event()
         self.counts = dict.fromkeys(
             (
@@ -107,6 +109,11 @@ class Conversation(stream.Handler):
         self._damages = 0  # damaged messages in a row
         self.adopted_at = 0.0
         self.in_callback = False
+        self._left: collections.deque[tuple[stream.Connection, list[events.Event], EflError | None]] = (
+            collections.deque()
+        )
+        self._working = threading.Lock()
+        self._worker: threading.Thread | None = None  # who does what is left to do
         self.turned_away = ""  # who was, and why
         self._told_of: dict[str, float] = {}
 
@@ -166,9 +173,15 @@ class Conversation(stream.Handler):
 
     def on_message(self, connection: stream.Connection, message: bytes) -> operations.Work | None:
         """See ``stream.Handler``."""
+        if connection.given_up:
+            return None
         if connection is not self.connection:
             return functools.partial(self._on_other, connection, message)
         return self._take(connection, message)
+
+    def carries(self, connection: stream.Connection) -> bool:
+        """See ``stream.Handler``."""
+        return connection is self.connection
 
     def _on_other(self, connection: stream.Connection, message: bytes) -> None:
         if admission.admit(self, connection, message):
@@ -178,8 +191,6 @@ class Conversation(stream.Handler):
 
     def _take(self, connection: stream.Connection, message: bytes) -> operations.Work | None:
         """What is addressed to mailboxes is put there at once; callbacks, and all else that may wait, are left."""
-        if connection.given_up:
-            return None
         failure: EflError | None = None
         try:
             frames = wire.decode(message)
@@ -210,15 +221,39 @@ class Conversation(stream.Handler):
                 self.flush()
             if self.waiting:
                 self.changed.notify_all()
-        if deferred or failure is not None:
-            return functools.partial(self._follow, connection, deferred, failure)
-        return None
+            if not deferred and failure is None:
+                return None
+            self._left.append((connection, deferred, failure))
+        return self._work_off
 
-    def _follow(self, connection: stream.Connection, deferred: list[events.Event], failure: EflError | None) -> None:
-        for event in deferred:
-            self._dispatch(connection, event)
-        if failure is not None:
-            self.fail(connection, failure)
+    def _work_off(self) -> None:
+        """Does what is left to do about the oldest message; it may be of a connection that was lost since."""
+        with self._working:
+            if not self._left:
+                return
+            connection, deferred, failure = self._left[0]
+            self._worker = threading.current_thread()
+            try:
+                for event in deferred:
+                    if not self.mute:
+                        self._dispatch(connection, event)
+                if failure is not None:
+                    self.fail(connection, failure)
+            finally:
+                self._worker = None
+                with self.lock:
+                    self._left.popleft()
+                    self.notify()
+
+    def finish(self) -> None:
+        """See ``stream.Handler``."""
+        while self._left:
+            self._work_off()
+
+    @property
+    def worked_off(self) -> bool:
+        """Whether nothing is left to do about what has arrived."""
+        return not self._left
 
     def _give_up(self, connection: stream.Connection, why: str) -> None:
         self.lose(connection, why)
@@ -376,7 +411,7 @@ class Conversation(stream.Handler):
                 return
             now = time.monotonic()
             self.link.lost()
-            self.connection = None
+            self.connection, connection.given_up = None, True
             if self.away_since is not None:
                 return  # lost again before it was found
             self.away_since = now
@@ -443,7 +478,7 @@ class Conversation(stream.Handler):
             first = error is not None and self.error is None
             if first:
                 self.error = error
-            self.over = True
+            self.over = self.mute = True
             self.wake_takers()
         if first and self.met and error is not None:
             for told in self.on_failure:
@@ -455,8 +490,9 @@ class Conversation(stream.Handler):
         self.abort(LinkError(f"the {self.hello.role}'s program ended without closing the conversation"))
 
     def reading(self) -> bool:
-        """Whether this is the thread that reads the stream (it must never wait for the peer)."""
-        return self.connection is not None and self.connection.reader is threading.current_thread()
+        """Whether this is a thread that reads the stream, or runs callbacks (it must never wait for the peer)."""
+        here = threading.current_thread()
+        return here is self._worker or (self.connection is not None and self.connection.reader is here)
 
     def tear_down(self) -> None:
         """Ends stream, port and timer; gives last words a moment to leave. The port is free afterwards.

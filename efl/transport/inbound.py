@@ -2,7 +2,8 @@
 together.
 
 Pure: no sockets, threads or clocks. Memory is taken only after a frame has passed every check, once per
-tensor, and what is not yet consumed is bounded by the window, whatever the peer does.
+tensor, and what is not yet consumed is bounded by the window, whatever the peer does. As much may lie ready for the
+next.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from efl.transport import codec
 from efl.transport.frame import Frame
 from efl.transport.handshake import TensorSpec, shape_fits
 from efl.transport.limits import Limits
+from efl.transport.spares import Spares
 
 _MAX_STEP = 1 << 62
 _new = tuple.__new__  # a third of the time of a named tuple's own constructor
@@ -68,6 +70,7 @@ class Inbound:
         # The dtype, shape and size that passed the checks last: most tensors never change theirs.
         self._passed: list[tuple[int, tuple[int, ...], int] | None] = [None] * len(specs)
         self._partial: dict[int, _Partial] = {}
+        self._spares = Spares(limits.max_outstanding_bytes)
         self.window = limits.window_steps * len(specs)
         self.messages = self.bytes = self.consumed = self.consumed_bytes = 0
 
@@ -108,7 +111,7 @@ class Inbound:
             return self._finish(frame, _apart(frame.payload))
         self._check_piece(frame, 0)
         try:
-            buffer = codec.allocate(total)
+            buffer = self._spares.allocate(total, self.messages)
         except MemoryError:
             raise self._fail(frame, f"there is no memory for its {total} bytes") from None
         first = _Partial(frame._replace(payload=memoryview(b"")), buffer, 0)

@@ -15,6 +15,7 @@ for that.
 from __future__ import annotations
 
 import abc
+import functools
 import logging
 import os
 import queue
@@ -28,7 +29,7 @@ logger = logging.getLogger("efl")
 
 _NO_FLAGS = 0
 _CALL_OK = 0
-_MOST_UNDONE = 64
+_MOST_UNDONE, _MOST_UNDONE_BYTES = 64, 4 << 20  # messages on which there is something left to do
 
 Work = Callable[[], None]
 
@@ -68,42 +69,56 @@ class Operations(abc.ABC):
           take: Called from gRPC's thread with each message, in order. It must not wait; what may is left to do.
 
         Yields:
-          What is left to do, in order, until the stream ends. While much is, no more is fetched.
+          What is left to do, in order, as long as the stream lasts; what ``take`` raises is raised by it. While much is
+          left, no more is fetched.
         """
-        left: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        left: queue.SimpleQueue[tuple[Work | None, int]] = queue.SimpleQueue()
         lock = threading.Lock()
-        undone, fetching = 0, True
+        undone, undone_bytes, fetching = 0, 0, True
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            left.put((None, 0))
 
         def fetch() -> None:
             if not self._begin(self._receive(_NO_FLAGS), arrived):
-                left.put(None)
+                end()
 
         def arrived(event: Any) -> None:
-            nonlocal undone, fetching
+            nonlocal undone, undone_bytes, fetching
             message: bytes | None = event.batch_operations[0].message()
             if message is None:
-                left.put(None)
+                end()
                 return
             again = True
             try:
                 work = take(message)
-                if work is not None:
-                    with lock:
-                        undone += 1
-                        fetching = again = undone < _MOST_UNDONE
-                    left.put(work)
-            finally:
-                if again:
-                    fetch()
+            except BaseException as error:
+                work, again = functools.partial(_raise, error), False
+            if work is not None:
+                with lock:
+                    undone, undone_bytes = undone + 1, undone_bytes + len(message)
+                    fetching = again = again and undone < _MOST_UNDONE and undone_bytes < _MOST_UNDONE_BYTES
+                left.put((work, len(message)))
+            if again:
+                fetch()
 
         fetch()
-        while (work := left.get()) is not None:
+        while not over.is_set():
+            work, size = left.get()
+            if work is None:
+                return
             yield work
             with lock:
-                undone -= 1
+                undone, undone_bytes = undone - 1, undone_bytes - size
                 again, fetching = not fetching, True
             if again:
                 fetch()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _safely(done: Callable[[Any], None], event: Any) -> None:
@@ -112,6 +127,14 @@ def _safely(done: Callable[[Any], None], event: Any) -> None:
         done(event)
     except Exception:
         logger.exception("what follows on a gRPC operation failed")
+
+
+def _begun(begin: Callable[[], bool]) -> bool:
+    try:
+        return bool(begin())
+    except Exception:
+        logger.exception("a gRPC operation could not begin")
+        return False
 
 
 class _OfDialled(Operations):
@@ -127,11 +150,10 @@ class _OfDialled(Operations):
         with state.condition:
             if state.code is not None:
                 return False
-            state.due.add(token)
-            if not self._call.operate((operation,), tag):
-                state.due.remove(token)
-                return False
-            return True
+            begun = _begun(lambda: self._call.operate((operation,), tag))
+            if begun:
+                state.due.add(token)
+            return begun
 
 
 class _OfServed(Operations):
@@ -148,10 +170,12 @@ class _OfServed(Operations):
                 return self._possibly_finish(state, token)
 
         with state.condition:
-            if not self._is_active(state) or self._call.start_server_batch((operation,), tag) != _CALL_OK:
+            if not self._is_active(state):
                 return False
-            state.due.add(token)
-            return True
+            begun = _begun(lambda: self._call.start_server_batch((operation,), tag) == _CALL_OK)
+            if begun:
+                state.due.add(token)
+            return begun
 
 
 def _wanted() -> bool:

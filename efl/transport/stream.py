@@ -50,19 +50,22 @@ class Connection(abc.ABC):
         self.outbox = Outbox()
         self.reader: threading.Thread | None = None
         self.over = threading.Event()
-        self.given_up = False  # nothing that it brings is believed any more
+        self.given_up = False  # nothing that it still brings is taken
 
     def wait(self, timeout: float) -> bool:
         """Waits until the stream has ended in both directions."""
         return self.over.wait(timeout)
 
     def read(self, messages: Iterator[bytes], call: operations.Operations | None, handler: Handler) -> None:
-        """Hands on what arrives until the stream ends; how it ends is for ``messages`` to say."""
+        """Hands on what arrives until the stream ends; how it ends is for ``messages`` to say.
+
+        A stranger's messages are read one at a time, however the call could be read.
+        """
         for message in messages:
             work = handler.on_message(self, message)
             if work is not None:
                 work()
-            if call is not None:
+            if call is not None and handler.carries(self):
                 for work in call.read(functools.partial(handler.on_message, self)):
                     work()
                 call = None
@@ -79,8 +82,14 @@ class Handler(Protocol):
         """A message arrived. Called in the order of messages, and from gRPC's own thread: it must not wait.
 
         Returns:
-          What is left to do about it, by the connection's reading thread.
+          What is left to do, by the connection's reading thread; see ``finish``.
         """
+
+    def carries(self, connection: Connection) -> bool:
+        """Whether the connection carries the conversation."""
+
+    def finish(self) -> None:
+        """Does what messages have left to do, where the stream ended before; after ``on_end``."""
 
     def on_end(self, connection: Connection, why: str) -> None:
         """Nothing more will arrive; ``why`` is empty when the peer ended the stream properly."""
@@ -141,6 +150,7 @@ class Dialled(Connection):
             self.outbox.end()  # gRPC's thread that draws from it would wait for the next frame for ever
             self.over.set()
             self._handler.on_end(self, why)
+            self._handler.finish()
 
     def close(self) -> None:
         """Ends the stream now."""
@@ -309,6 +319,7 @@ class Listener:
             silent.cancel()
             self._named(connection)
             self._handler.on_end(connection, why)
+            self._handler.finish()
 
     def _from_the_first(
         self, requests: Iterator[bytes], connection: _Served, silent: threading.Timer

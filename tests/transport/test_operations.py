@@ -67,18 +67,18 @@ def test_everything_arrives_in_order(way):
 
 def test_a_slow_callback_keeps_nobody_from_speaking(way):
     """gRPC's thread serves both directions: a callback that it waited for would silence this party."""
-    limits = Limits(heartbeat_seconds=0.1, dead_seconds=0.5)
+    limits = Limits(heartbeat_seconds=0.2, dead_seconds=1.5)
 
     def prepare(one, two):
-        one.subscribe("x", lambda step, array, digest: time.sleep(2.0))
+        one.subscribe("x", lambda step, array, digest: time.sleep(3.5))
 
     with connected(*TENSORS, limits=limits, prepare=prepare) as (one, two):
         lost = []
         two._talk.on_away.append(lost.append)
         two.send("x", 0, X)
-        for step in range(15):
+        for step in range(30):
             one.send("g", step, X)
-            two.recv("g", step, 1)
+            two.recv("g", step, 5)
             time.sleep(0.1)
         assert not lost
 
@@ -159,3 +159,60 @@ time.sleep(60)
     finally:
         peer.kill()
         peer.wait()
+
+
+def test_callbacks_come_in_order_and_one_at_a_time_over_lost_connections(way):
+    """What is left of a lost connection's messages comes before the next connection's; the loss is noticed at once."""
+    seen, inside, most = [], [0], [0]
+
+    def slow(step, array, digest):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        seen.append(step)
+        inside[0] -= 1
+
+    def prepare(one, two):
+        one.subscribe("x", slow)
+
+    with connected(*TENSORS, limits=Limits(window_steps=64), prepare=prepare) as (one, two):
+        for step in range(300):
+            two.send("x", step, X, timeout=20)
+            connection = two._talk.connection
+            if step % 60 == 59 and connection is not None:
+                connection.close()
+        both(one.close, two.close)
+    assert seen == list(range(300))
+    assert most == [1]
+
+
+def slow_connection(seen):
+    def prepare(one, two):
+        one.subscribe("x", lambda step, array, digest: (time.sleep(0.02), seen.append(step)))
+
+    return connected(*TENSORS, limits=Limits(window_steps=64), prepare=prepare)
+
+
+def test_close_waits_for_the_callbacks(way):
+    seen = []
+    with slow_connection(seen) as (one, two):
+        for step in range(30):
+            two.send("x", step, X)
+        closing = threading.Thread(target=two.close)
+        closing.start()
+        one.close()
+        assert seen == list(range(30))
+        closing.join()
+
+
+def test_no_callback_is_called_for_who_has_broken_off(way):
+    seen = []
+    with slow_connection(seen) as (one, two):
+        for step in range(30):
+            two.send("x", step, X)
+        time.sleep(0.1)
+        one.abandon()
+        at_end = len(seen)
+        time.sleep(0.5)
+        assert len(seen) <= at_end + 1  # the one that was running
+        two.abandon()
