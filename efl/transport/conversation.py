@@ -84,6 +84,7 @@ class Conversation(stream.Handler):
         self.outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         self.error: EflError | None = None
         self.met = self.closing = self.over = self.gone = False
+        self.farewell = False  # the peer has said goodbye, and what it had said before has been worked off
         self.mute = False  # no callback is to be called any more: this side has broken off
         self.stopped = threading.Event()
         self.counts = dict.fromkeys(
@@ -150,7 +151,7 @@ class Conversation(stream.Handler):
     @property
     def ended(self) -> bool:
         """Whether nothing can be sent, and nothing come that has not come yet."""
-        return self.error is not None or self.closing or self.over or (self.link is not None and self.link.peer_goodbye)
+        return self.error is not None or self.closing or self.over or self.farewell
 
     def end_error(self, what: str) -> EflError:
         """Why ``what`` cannot happen any more, when the conversation has ended."""
@@ -294,9 +295,7 @@ class Conversation(stream.Handler):
                 most = self.controls.unread_bytes
                 raise self.link.reject(ProtocolError(f"{most} bytes of control messages that nobody has read"))
             return True
-        if isinstance(event, events.Goodbye):
-            self.wake_takers()
-        elif isinstance(event, events.Accepted):
+        if isinstance(event, events.Accepted):
             self.met = True
         elif isinstance(event, events.Resumed):
             now = time.monotonic()
@@ -315,6 +314,9 @@ class Conversation(stream.Handler):
         elif isinstance(event, events.Control):
             self._call(self.control_callbacks[event.topic], event.body)
         elif isinstance(event, events.Goodbye):
+            with self.lock:
+                self.farewell = True
+                self.wake_takers()
             for told in self.on_peer_closed:
                 self._call(told, self.link.peer_label)
         elif isinstance(event, events.Accepted):

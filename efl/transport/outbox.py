@@ -23,8 +23,8 @@ class Outbox:
         self._lock = threading.Lock()
         self._frames: collections.deque[bytes] = collections.deque()
         self._operations: operations.Operations | None = None
-        self._drawn = 0  # messages that gRPC has drawn
-        self._busy = False  # one that was written has not left yet
+        self._drawn = False  # gRPC has drawn a message
+        self._busy = False  # one that was drawn or written has not left yet
         self._ended = False
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # for gRPC's thread that draws
 
@@ -51,7 +51,7 @@ class Outbox:
         """Ends the direction after what is queued."""
         with self._lock:
             self._ended = True
-        self._news.put(None)
+        self._tell()
 
     def cut(self, last: list[bytes]) -> None:
         """Ends the direction with ``last``, in place of what is queued."""
@@ -59,51 +59,56 @@ class Outbox:
             self._frames = collections.deque(last)
             self._ended = True
         self._go_on()
-        self._news.put(None)
-
-    @property
-    def _writing(self) -> bool:
-        return self._operations is not None and self._drawn > 1
+        self._tell()
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         with self._lock:
-            self._drawn += 1  # the one before has left
+            self._busy = False  # gRPC asks for the next: the one that it drew has left
         self._go_on()
         while True:
             with self._lock:
-                if not self._writing and self._frames:
-                    return self._draw()
-                if self._ended and not self._frames and not self._busy:
-                    raise StopIteration
+                if not self._busy:
+                    if self._frames and not self._writing:
+                        self._busy = self._drawn = True
+                        return self._draw()
+                    if self._ended and not self._frames:
+                        raise StopIteration
             self._news.get()
 
+    @property
+    def _writing(self) -> bool:
+        return self._operations is not None and self._drawn
+
+    def _tell(self) -> None:
+        if self._news.empty():
+            self._news.put(None)
+
     def _go_on(self) -> None:
+        """Writes what waits, where nothing is on its way, or leaves it to be drawn."""
         with self._lock:
-            if not self._writing:
-                self._news.put(None)
-                return
-            if self._busy or not self._frames:
-                return
-            self._busy, message, call = True, self._draw(), self._operations
-        assert call is not None
-        if not call.write(message, self._on_left):
-            self._on_over()
+            call, message = self._operations, None
+            if self._writing and self._frames and not self._busy:
+                self._busy, message = True, self._draw()
+            concerned = not self._writing or (self._ended and not self._frames and not self._busy)
+        if call is not None and message is not None:
+            if not call.write(message, self._on_left):
+                self._on_over()
+        elif concerned:
+            self._tell()
 
     def _on_left(self) -> None:
         with self._lock:
             self._busy = False
-            if self._ended and not self._frames:
-                self._news.put(None)
         self._go_on()
 
     def _on_over(self) -> None:
         with self._lock:
             self._busy, self._ended = False, True
             self._frames.clear()
-        self._news.put(None)
+        self._tell()
 
     def _draw(self) -> bytes:
         frame = self._frames.popleft()
