@@ -9,7 +9,9 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
+import errno
 import functools
+import socket
 import threading
 import time
 import urllib.parse
@@ -147,6 +149,7 @@ class Dialled(Connection):
             if self._endpoint.tls is not None and error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 self.turned_away = str(error.details())[:500]
         finally:
+            self._call.cancel()  # where it is this side that cannot go on
             self.outbox.end()  # gRPC's thread that draws from it would wait for the next frame for ever
             self.over.set()
             self._handler.on_end(self, why)
@@ -211,6 +214,26 @@ class _DaemonPool(futures.ThreadPoolExecutor):
         return future
 
 
+def _check_free(address: str) -> None:
+    """gRPC is content with one of a host's addresses: ``localhost`` may be half another program's.
+
+    Raises:
+      OSError: The port is taken at one of them.
+    """
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(socket.gaierror):  # for gRPC to say
+        for family, kind, number, _, place in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, number) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: what lingers does not matter
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                try:
+                    probe.bind(place)
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        raise
+
+
 class Listener:
     """The leader's open port. Streams that arrive are told to the handler."""
 
@@ -243,11 +266,12 @@ class Listener:
         method = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
         try:
+            _check_free(endpoint.address)
             if credentials is None:
                 port = self._server.add_insecure_port(endpoint.address)
             else:
                 port = self._server.add_secure_port(endpoint.address, credentials)
-        except RuntimeError:
+        except (RuntimeError, OSError):
             port = 0
         if not port:
             self._server.stop(None)
@@ -315,6 +339,7 @@ class Listener:
             # gRPC raises bare exceptions here when a call breaks; the handler reports its own and never
             # raises.
             why = "the connection was reset"
+            connection.close()  # where it is this side that cannot go on
         finally:
             silent.cancel()
             self._named(connection)

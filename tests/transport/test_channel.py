@@ -292,6 +292,18 @@ def test_the_port_is_taken():
             leader(address).connect(5)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_port_is_taken_at_one_of_localhosts_addresses(host):
+    # gRPC would take the other and say nothing: a follower may then meet the other program.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if host not in {found[4][0] for found in socket.getaddrinfo("localhost", 1)}:
+        pytest.skip(f"localhost is not {host} here")
+    with socket.create_server((host, 0), family=family) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="another program holds the port"):
+            leader(address).connect(5)
+
+
 def test_two_leaders_on_one_port():
     address = free_address()
     one = leader(address)
