@@ -67,6 +67,11 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
         model._batch_is_read(scope, program.sample)
         returned = _call(model._loss_fns[scope.task], f"loss_fn of {name}", model, program.sample)
     loss = None
+    if isinstance(returned, (list, tuple)):
+        raise ModelError(
+            f"loss_fn of {name} returned a {type(returned).__name__} of {len(returned)}: expected one tensor (add "
+            "losses up, with tf.add_n for instance), or None where the peer's gradients alone train what was sent"
+        )
     if returned is not None and not model._is_driven_by_peer(scope, returned):
         loss = as_graph_tensor(returned, f"loss_fn of {name} returned something that is no loss")
         if not loss.dtype.is_floating:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import tensorflow.compat.v1 as tf
 
 from efl._graph import as_graph_tensor
-from efl._program import Metric, Program
+from efl._program import LOG_FIELDS, Metric, Program
 from efl._task_scope import MODE, TaskScope, current_task_scope
 from efl.errors import ModelError
 
@@ -65,9 +65,12 @@ class Definition:
           task: Default: the scope in which it is called.
 
         Raises:
-          ModelError: Not a metric, the name is taken in that mode and task, or a pair comes after ``compile``.
+          ModelError: Not a metric, the name is taken in that mode and task or is that of another field of the log
+            line, or a pair comes after ``compile``.
         """
         program = self._program(self._scope(mode, task))
+        if name in LOG_FIELDS:
+            raise ModelError(f"metric {name!r}: the log line has a field of that name; choose another")
         if name in program.metrics:
             raise ModelError(f"metric {name!r} exists already in {program.scope}")
         parsed = Metric.parse(name, metric)

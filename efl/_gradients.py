@@ -56,10 +56,10 @@ class OptConfig:
         if unknown:
             raise ConfigError(f"opt_config has unknown keys {', '.join(unknown)}; known are REDUCE and BACKEND_MODE")
         reduce = config.get("REDUCE", "mean")
-        if not callable(reduce) and reduce not in REDUCTIONS:
+        if not callable(reduce) and not (isinstance(reduce, str) and reduce in REDUCTIONS):
             raise ConfigError(f"opt_config REDUCE={reduce!r}: expected 'mean', 'sum' or a callable")
         mode = config.get("BACKEND_MODE", "noise")
-        if mode not in BACKEND_MODES:
+        if not (isinstance(mode, str) and mode in BACKEND_MODES):
             raise ConfigError(f"opt_config BACKEND_MODE={mode!r}: expected 'noise' or 'unnoise'")
         return cls(reduce, mode, "BACKEND_MODE" in config)
 

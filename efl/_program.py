@@ -22,6 +22,9 @@ _STATEFUL_READS = {
     "ResourceGather",
 }
 
+#: What every line of the log says of itself; no metric can be called so.
+LOG_FIELDS = frozenset({"role", "mode", "task", "step", "batches", "loss", "steps_per_second", "wait_ms"})
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -184,8 +184,12 @@ class _Batch:
             )
         low, high = tf.reduce_min(scores), tf.reduce_max(scores)  # NaN where one score is
         if probabilities:
-            # NaN fails every comparison, so it fails these as well.
-            fine = (low >= -_SLACK) & (high <= 1 + _SLACK)
+            number = ~tf.math.is_nan(low)
+            expected = (
+                "predictions must be numbers: lower the learning rate, or look at what makes them, and at the input"
+            )
+            checks.append(check(number, label, expected, ["predictions range from", low, "to", high]))
+            fine = ((low >= -_SLACK) & (high <= 1 + _SLACK)) | ~number
             expected = "predictions must lie in [0, 1]: pass probabilities, such as tf.sigmoid(logits), not logits"
         else:
             # Of no scores at all the smallest is infinite, and greater than the largest.

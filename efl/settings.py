@@ -237,23 +237,15 @@ def _split_address(address: str) -> tuple[str, str]:
     return (host, port) if colon else ("", "")
 
 
-def _address(value: Any, source: str, lowest_port: int) -> str:
+def _address(value: Any, source: str) -> str:
     if value == "":
         return ""
     host, port = _split_address(value) if isinstance(value, str) else ("", "")
     if not host or any(c in host for c in " /\\@,") or not (port.isascii() and port.isdigit()):
         raise ConfigError(f"{source}={value!r}: expected host:port, such as localhost:50051 or [::1]:50051")
-    if not lowest_port <= int(port) <= 65535:
-        raise ConfigError(f"{source}={value!r}: expected a port from {lowest_port} to 65535")
+    if not 1 <= int(port) <= 65535:
+        raise ConfigError(f"{source}={value!r}: expected a port from 1 to 65535")
     return str(value)
-
-
-def _local_address(value: Any, source: str) -> str:
-    return _address(value, source, lowest_port=0)  # 0: any free port
-
-
-def _peer_address(value: Any, source: str) -> str:
-    return _address(value, source, lowest_port=1)
 
 
 def _is_loopback(host: str) -> bool:
@@ -305,8 +297,8 @@ def _flag(value: Any, source: str) -> bool:
 
 _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "federal_role": _role,
-    "peer_addr": _peer_address,
-    "local_addr": _local_address,
+    "peer_addr": _address,
+    "local_addr": _address,
     "checkpoint_dir": _text,
     "log_dir": _text,
     "task_index": _integer(0, "the index of a worker"),

@@ -179,8 +179,10 @@ class Exchange:
 
     def _on_away(self, what: str) -> None:
         with self._lock:
-            running = [f"step {scope.running} of {scope.wire}" for scope in self._scopes.values() if scope.running]
-        where = f" at {' and '.join(running)}" if running else ""
+            scopes = [scope for scope in self._scopes.values() if scope.running]
+            running = [f"step {scope.running} of {scope.wire}" for scope in scopes]
+            done = [f"step {scope.step} of {scope.wire}" for scope in self._scopes.values() if scope.step]
+        where = f" at {' and '.join(running)}" if running else f" after {' and '.join(done)}" if done else ""
         _log.warning("%s%s; %s", what, where, self.prospects)
 
     def _on_back(self, seconds: float) -> None:

@@ -202,7 +202,8 @@ class Launcher:
 
     def _print(self, name: str, line: str) -> None:
         prefix = f"{name:<{self._width}} | ", self._colours.get(name, "bold")
-        self._console.print(Text.assemble(prefix, line))
+        with contextlib.suppress(OSError):  # the terminal may be gone: the parties are to end all the same
+            self._console.print(Text.assemble(prefix, line))
 
     def _announce(self, party: _Running, others: Sequence[_Running]) -> None:
         """Says at once that a party has failed, and what becomes of the others."""
@@ -236,9 +237,13 @@ class Launcher:
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
         def note(signum: int, frame: FrameType | None) -> None:
-            self._interrupts.append(signum)
+            # A terminal that is closed asks the parties to save and go; it cannot be written to any more.
+            self._interrupts.append(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        noted = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            noted.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, note) for number in noted}
         try:
             yield
         finally:

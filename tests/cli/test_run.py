@@ -412,11 +412,12 @@ def test_who_interrupts_again_need_not_wait(folder: Path) -> None:
         assert_ends(pid)
 
 
-def test_termination_is_passed_on(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # hang-up: the terminal was closed
+def test_termination_is_passed_on(folder: Path, number: signal.Signals) -> None:
     write(folder, leader=WAIT, follower=WAIT)
     process = start("leader.py", "follower.py")
     before = lines_until(process, "leader   | pids", "follower | pids")
-    process.terminate()
+    process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 143
     for pid in pids(before):

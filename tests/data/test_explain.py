@@ -86,6 +86,24 @@ def test_a_truncated_file_is_named_with_its_record(tmp_path: Path, cached: bool)
     assert f"cannot read record 7 of {str(path)!r}: it is damaged or cut off. Write the file again" in said
 
 
+@pytest.mark.parametrize("left", [1, 7, 8, 11])
+def test_a_file_cut_in_the_head_of_a_record_is_named(tmp_path: Path, left: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr("efl.data._whole._READ_BYTES", 100)
+    write_ids(tmp_path, [8, 8])
+    path = tmp_path / "part-1.tfrecord"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 8 * 5 + left])  # five records, and a little of the sixth
+    assert f"cannot read {str(path)!r} to its end: it is cut off" in message(id_reader(tmp_path, batch_size=2))
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 100, 1 << 20])
+def test_a_whole_file_is_found_whole(tmp_path: Path, read_bytes: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr("efl.data._whole._READ_BYTES", read_bytes)
+    write_ids(tmp_path, [5, 1])
+    (tmp_path / "part-0-none").write_bytes(b"")
+    assert len(flat(read_ids(id_reader(tmp_path, num_epochs=2)))) == 12
+
+
 def test_a_damaged_record_is_named_in_a_shuffled_order_too(tmp_path: Path) -> None:
     write_ids(tmp_path, [8, 8, 8])
     path = tmp_path / "part-2.tfrecord"

@@ -61,7 +61,7 @@ def gauc(features):
             "logits (the model, step 1 of train)",
             "predictions range from -3.5 to 4.25",
         ),
-        (auc, columns(x=(0.5, np.nan, 0.5)), ModelError, "must lie in [0, 1]", "predictions range from nan to nan"),
+        (auc, columns(x=(0.5, np.nan, 0.5)), ModelError, "predictions must be numbers: lower", "range from nan to nan"),
         (gauc, columns(x=(2, np.inf, 3)), ModelError, "gauc: predictions must be finite", "range from 2 to inf"),
         (auc, columns(label=(0, 1, 2)), DataError, "auc: labels must be 0 or 1 (the", "labels begin with 0 1 2"),
         (gauc, columns(weight=(1, -8, 1)), DataError, "weights must be finite and not negative", "begin with 1 -8 1"),

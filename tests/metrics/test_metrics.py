@@ -282,12 +282,17 @@ def test_gauc_update_counts_impressions():
         assert [session.run(update), session.run(update)] == [2, 4]
 
 
-@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan"), 3.0])
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("inf"), 3.0])
 def test_predictions_outside_the_unit_interval_fail_the_step(bad):
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"efl.metrics, auc: .*in \[0, 1\].*not logits"):
         _auc([0, 1], np.array([0.5, bad], np.float32))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"efl.metrics, auc_1: .*in \[0, 1\]"):
         _auc([0, 1], np.array([bad, 0.5], np.float32))
+
+
+def test_predictions_that_are_nan_fail_the_step_as_such():
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"efl.metrics, auc: predictions must be numbers"):
+        _auc([0, 1], np.array([0.5, np.nan], np.float32))
 
 
 def test_rounding_just_outside_the_unit_interval_is_clipped():

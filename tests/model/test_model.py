@@ -390,6 +390,8 @@ def test_a_model_without_a_peer_says_nothing_of_waiting(toy, tmp_path, caplog, m
         ({"opt_config": {"REDUSE": "mean"}}, "unknown keys REDUSE; known are REDUCE and BACKEND_MODE"),
         ({"opt_config": {"REDUCE": "max"}}, "REDUCE='max': expected 'mean', 'sum' or a callable"),
         ({"opt_config": {"BACKEND_MODE": "x"}}, "BACKEND_MODE='x': expected 'noise' or 'unnoise'"),
+        ({"opt_config": {"REDUCE": ["mean"]}}, r"REDUCE=\['mean'\]: expected 'mean', 'sum' or a callable"),
+        ({"opt_config": {"BACKEND_MODE": {}}}, "BACKEND_MODE={}: expected 'noise' or 'unnoise'"),
         ({"opt_config": []}, "opt_config is a list"),
         ({"sync_optimizer_config": {}}, "sync_optimizer_config: several workers per party do not exist yet"),
         ({"session_config": {}}, "session_config is a dict"),
@@ -398,6 +400,15 @@ def test_a_model_without_a_peer_says_nothing_of_waiting(toy, tmp_path, caplog, m
 def test_compile_refuses(toy, arguments, message):
     with pytest.raises(ConfigError, match=message):
         toy.model().compile(**arguments)
+
+
+def test_a_loss_fn_that_returns_several_tensors_is_refused(toy):
+    def loss_fn(model, sample):
+        loss = toy.loss(model, sample)
+        return [loss, loss]
+
+    with pytest.raises(ModelError, match="loss_fn of the model returned a list of 2: expected one tensor"):
+        toy.model().loss_fn(loss_fn).compile()
 
 
 @pytest.mark.parametrize("source", ["flag", "EFL_WORKER_NUM", "TF_CONFIG"])
@@ -580,6 +591,9 @@ def test_a_metric_that_is_none_and_a_name_that_is_taken(toy):
         model.add_metric("m", (1, 2, 3))
     with pytest.raises(ModelError, match="metric 'm': expected numbers, got text"):
         model.add_metric("m", "accuracy")
+    for name in ("loss", "step", "mode", "steps_per_second"):
+        with pytest.raises(ModelError, match=f"metric '{name}': the log line has a field of that name"):
+            model.add_metric(name, tf.constant(1.0))
     model.add_metric("m", tf.constant(1.0))
     with pytest.raises(ModelError, match="metric 'm' exists already in train"):
         model.add_metric("m", tf.constant(1.0))
