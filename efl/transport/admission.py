@@ -89,8 +89,8 @@ def _of_hello(talk: Conversation, connection: stream.Connection, hello: Hello) -
         if not talk.met or talk.away_since is None or talk.error is not None or talk.over:
             return _busy(talk)
         known = talk.link is not None and talk.link.peer is not None and talk.link.peer.instance == hello.instance
-        if known and talk.link is not None and talk.link.received:
-            return _busy(talk)  # a late copy of the hello that this conversation began with
+        if known:
+            return _busy(talk)  # a late copy of the hello that this conversation began with: each attempt has its own
     reasons = handshake.disagreements(talk.hello, hello) or talk.judge(hello)
     if reasons:
         why = "; ".join(reasons)

@@ -144,6 +144,7 @@ class Conversation(stream.Handler):
     def adopt(self, connection: stream.Connection, label: str) -> None:
         """Begins a conversation on ``connection``."""
         now = time.monotonic()
+        self.hello = handshake.anew(self.hello)
         self.link = Link(self.hello, self.limits, now, label, self.judge)
         self.connection, self.adopted_at = connection, now
         self.flush()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from efl.errors import ConfigError, EflError, ProtocolError
@@ -64,7 +64,7 @@ class Hello:
       tensors: The exchange.
       terms: Settings that must be equal on both sides, by name (JSON values).
       facts: Settings that are only told (JSON values).
-      instance: Names this process's run; fresh random hex.
+      instance: Names this party's part of one conversation, or of one attempt to begin it; fresh random hex.
       version: Of the protocol.
     """
 
@@ -74,6 +74,11 @@ class Hello:
     facts: Mapping[str, JSON] = field(default_factory=dict)
     instance: str = field(default_factory=lambda: secrets.token_hex(16))
     version: int = PROTOCOL_VERSION
+
+
+def anew(hello: Hello) -> Hello:
+    """The same hello for another attempt to begin: who has taken up the one before can tell it from a copy."""
+    return replace(hello, instance=secrets.token_hex(16))
 
 
 def merged_shape(

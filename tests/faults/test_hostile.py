@@ -273,6 +273,22 @@ def test_claims_before_any_conversation_are_unknown():
         channel.abandon()
 
 
+def test_a_copy_of_the_first_hello_is_no_newcomer_however_early_the_line_was_cut(victim):
+    channel, liar, address = victim  # nothing but the handshake has passed
+    liar.connection.close()
+    limit = time.monotonic() + 10
+    while not channel.away and time.monotonic() < limit:
+        time.sleep(0.01)
+    with Stranger(address) as copy:
+        copy.say(liar.first)
+        assert copy.refusal().busy
+    assert channel.error is None
+    with liar.knock(address, 1) as again:
+        again.hear(Kind.RESUME)
+        again.say(data())
+        assert channel.recv("x", 0, 10).size == 6
+
+
 def test_while_the_peer_is_away_only_itself_or_one_that_agrees_comes_in(victim):
     channel, liar, address = victim
     liar.say(data())

@@ -421,6 +421,23 @@ def test_a_follower_waits_until_the_leader_has_finished_with_another():
     both(three.close, second.close)
 
 
+def test_each_attempt_to_begin_has_a_name_of_its_own():
+    address = free_address()
+    two = follower(address)
+    before, said = two._talk.hello.instance, set()
+    adopt = two._talk.adopt
+
+    def note(*args):
+        adopt(*args)
+        said.add(two._talk.hello.instance)
+
+    two._talk.adopt = note
+    with pytest.raises(PeerLost):
+        two.connect(1.5)  # nobody is there: several attempts
+    assert len(said) > 1
+    assert before not in said
+
+
 def test_a_follower_that_vanishes_while_shaking_hands_is_no_end():
     address = free_address()
     one, two = leader(address), follower(address)
