@@ -328,7 +328,7 @@ class Run:
         cold = self._model._session is None
         try:
             self._start_session(start)
-        except BaseException:
+        except BaseException:  # undone, and raised again
             if cold:
                 self._model._close_session()  # half made: a later fit makes a new one
             raise

@@ -169,7 +169,7 @@ class Communicator:
         try:
             with tf.control_dependencies([*self._after_ids(scope), *self._after_batch(scope)]):
                 return call_python(push, [tensor], op_name("efl_send", wire))
-        except BaseException:
+        except BaseException:  # undone, and raised again
             self._exchanged.remove("send", wire)
             raise
 
@@ -203,7 +203,7 @@ class Communicator:
         wire = self._exchanged.add("recv", name, scope, dtype, static, require_grad)
         try:
             inbox = Inbox(wire, dtype, static, self._after_ids(scope))
-        except BaseException:
+        except BaseException:  # undone, and raised again
             self._exchanged.remove("recv", wire)
             raise
         self.exchange.scope(scope.wire).sinks.append(inbox)
@@ -358,7 +358,7 @@ class Communicator:
             channel.judge(lambda hello: ask(hello.facts, stubborn or channel.away))
         try:
             peer = channel.connect(self._connect_timeout if timeout is None else timeout, stubborn)
-        except BaseException:
+        except BaseException:  # undone, and raised again
             self._use(None)
             channel.close(0.0)
             raise

@@ -38,7 +38,7 @@ HELLO = Hello("leader", TENSORS, {"batch": 4, "name": "é"}, {"run": "x"}, insta
 _OTHER = {"send": "recv", "recv": "send"}
 PEER = Hello(
     "follower",
-    tuple(TensorSpec(t.name, t.dtype, t.shape, _OTHER[t.direction]) for t in TENSORS),  # type: ignore[arg-type]
+    tuple(TensorSpec(t.name, t.dtype, t.shape, _OTHER[t.direction]) for t in TENSORS),  # type: ignore[arg-type]  # a str
     HELLO.terms,
     instance="2" * 32,
 )
@@ -393,7 +393,7 @@ def controls(data: bytes) -> None:
                 listed.append(read_json(json.dumps(entry).encode(), "control message"))
     exchange, channel = Exchange("leader", "follower"), _Channel()
     scope = exchange.scope("train")
-    exchange.attach(channel)  # type: ignore[arg-type]
+    exchange.attach(channel)  # type: ignore[arg-type]  # as much of one as it uses
     for topic, body in listed:
         if not isinstance(body, dict):
             continue

@@ -108,7 +108,7 @@ def _become(request: dict) -> types.ModuleType:
         sys.modules["numpy"].random.seed()  # otherwise all parties would draw the same numbers
     main = types.ModuleType("__main__")
     main.__file__ = sys.argv[0]
-    main.__builtins__ = __builtins__  # type: ignore[attr-defined]
+    main.__builtins__ = __builtins__  # type: ignore[attr-defined]  # as in a script
     sys.modules["__main__"] = main
     return main
 

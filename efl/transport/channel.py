@@ -171,7 +171,7 @@ class Channel:
         threading.Thread(target=watch.keep_time, args=[self._talk], name="efl-time", daemon=True).start()
         try:
             return rendezvous.meet(self._talk, timeout, stubborn)
-        except BaseException:
+        except BaseException:  # undone, and raised again
             self._talk.over = True
             self._talk.tear_down()
             raise

@@ -459,7 +459,7 @@ class Conversation(stream.Handler):
         for told in self.on_failure:
             try:
                 told(error)
-            except Exception:
+            except Exception:  # the others are still to be told
                 logger.exception("%s: a failure callback failed", self.hello.role)
 
     def abort(

@@ -125,14 +125,15 @@ def _safely(done: Callable[[Any], None], event: Any) -> None:
     """gRPC's thread serves every call, and must go on."""
     try:
         done(event)
-    except Exception:
+    except Exception:  # and the thread would end with it
         logger.exception("what follows on a gRPC operation failed")
 
 
 def _begun(begin: Callable[[], bool]) -> bool:
+    """Whether an operation has begun; one that cannot ends the stream, as where the call is over."""
     try:
         return bool(begin())
-    except Exception:
+    except Exception:  # of gRPC's inner parts, which raise what they like
         logger.exception("a gRPC operation could not begin")
         return False
 

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import errno
 import functools
+import logging
 import socket
 import threading
 import time
@@ -25,6 +26,8 @@ from efl.errors import ConfigError
 from efl.transport import operations
 from efl.transport.limits import MAX_WIRE_BYTES, Endpoint
 from efl.transport.outbox import Outbox
+
+logger = logging.getLogger("efl")
 
 _SERVICE, _METHOD = "efl.Link", "Stream"
 _OPTIONS = [
@@ -136,14 +139,15 @@ class Dialled(Connection):
         """
         self._channel = _channel(self._endpoint)
         self._call = self._channel.stream_stream(_CALL)(self.outbox)
-        self.outbox.write_to(operations.of_dialled(self._call))
-        self.reader = threading.Thread(target=self._read, name="efl-read", daemon=True)
+        call = operations.of_dialled(self._call)
+        self.outbox.write_to(call)
+        self.reader = threading.Thread(target=self._read, args=[call], name="efl-read", daemon=True)
         self.reader.start()
 
-    def _read(self) -> None:
+    def _read(self, call: operations.Operations | None) -> None:
         why = ""
         try:
-            self.read(self._call, operations.of_dialled(self._call), self._handler)
+            self.read(self._call, call, self._handler)
         except grpc.RpcError as error:
             why = self.why = _reason(error)
             if self._endpoint.tls is not None and error.code() is grpc.StatusCode.UNAUTHENTICATED:
@@ -318,27 +322,28 @@ class Listener:
             surplus.close()
         if not context.add_callback(connection.ended):
             connection.ended()
+        call = operations.of_served(context)
+        connection.outbox.write_to(call)
         connection.reader = threading.Thread(
-            target=self._read, args=(connection, requests), name="efl-read", daemon=True
+            target=self._read, args=(connection, requests, call), name="efl-read", daemon=True
         )
         connection.reader.start()
-        connection.outbox.write_to(operations.of_served(context))
         return iter(connection.outbox)
 
-    def _read(self, connection: _Served, requests: Iterator[bytes]) -> None:
+    def _read(self, connection: _Served, requests: Iterator[bytes], call: operations.Operations | None) -> None:
         why = ""
         silent = threading.Timer(_FIRST_MESSAGE_SECONDS, connection.close)
         silent.daemon = True
         silent.start()
         try:
             messages = self._from_the_first(requests, connection, silent)
-            connection.read(messages, operations.of_served(connection.context), self._handler)
+            connection.read(messages, call, self._handler)
         except grpc.RpcError as error:
             why = _reason(error)
-        except Exception:
-            # gRPC raises bare exceptions here when a call breaks; the handler reports its own and never
-            # raises.
+        except Exception as error:
             why = "the connection was reset"
+            if type(error) is not Exception:  # gRPC raises bare ones where a call breaks; this is a fault of ours
+                logger.exception("what %s sent could not be taken", connection.peer)
             connection.close()  # where it is this side that cannot go on
         finally:
             silent.cancel()

@@ -291,7 +291,7 @@ def test_bad_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dim=0: expected a positive integer"):
         reader.fixedlen_feature("y", 0)
     with pytest.raises(ConfigError, match=r"use varlen_feature"):
-        reader.fixedlen_feature("y", None)  # type: ignore[arg-type]
+        reader.fixedlen_feature("y", None)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ConfigError, match=r"dtype=complex64: a record holds strings, integers and floats"):
         reader.fixedlen_feature("y", 1, tf.complex64)
     with pytest.raises(ConfigError, match=r"feature name ''"):

@@ -246,7 +246,7 @@ def test_wrong_roles_modes_and_communicators_are_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"data_mode='join': expected 'data-join' or 'local'"):
         FederalDataIO(str(tmp_path), 1, end, "leader", 0, 1, data_mode="join")
     with pytest.raises(ConfigError, match=r"communicator=None: expected model.communicator"):
-        FederalDataIO(str(tmp_path), 1, None, "leader", 0, 1)  # type: ignore[arg-type]
+        FederalDataIO(str(tmp_path), 1, None, "leader", 0, 1)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ConfigError, match=r"batch_size=0"):
         FederalDataIO(str(tmp_path), 0, end, "leader", 0, 1)
 

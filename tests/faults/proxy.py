@@ -319,7 +319,7 @@ def _reset(end: socket.socket) -> None:
 
 def _drain(copy: socket.socket) -> None:
     """Throws away what is answered to a copy, until the listener ends it."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # closed meanwhile by who cuts the line
         while select.select([copy], [], [])[0] and copy.recv(_PIECE):
             pass
     _reset(copy)

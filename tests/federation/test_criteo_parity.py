@@ -5,7 +5,7 @@ The reference is one process of plain TensorFlow with ``tf.feature_column`` over
 
 import numpy as np
 
-import efl  # noqa: F401
+import efl  # noqa: F401  (puts TensorFlow into graph mode)
 
 import tensorflow.compat.v1 as tf  # isort: skip
 from tests.federation.harness import assert_same_weights, run_both

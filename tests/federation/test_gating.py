@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-import efl  # noqa: F401
+import efl  # noqa: F401  (puts TensorFlow into graph mode)
 
 import tensorflow.compat.v1 as tf  # isort: skip
 from tests.federation.harness import assert_same_weights, run_both

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-import efl  # noqa: F401
+import efl  # noqa: F401  (puts TensorFlow into graph mode)
 
 import tensorflow.compat.v1 as tf  # isort: skip
 from tests.federation.harness import run_both

@@ -13,6 +13,7 @@ import pytest
 import efl
 
 import tensorflow.compat.v1 as tf  # isort: skip
+from efl._program import LOG_FIELDS
 from efl.errors import ConfigError, ModelError, NonFiniteLoss
 
 PROCEDURE = efl.procedure_fn
@@ -583,6 +584,14 @@ def test_forgotten_reuse_is_refused_and_named(toy):
 
     with pytest.raises(ModelError, match="no loss trains: fresh/kernel, fresh/bias"):
         toy.model(evaluate=toy.batch()).eval_fn(eval_fn).compile()
+
+
+def test_every_field_of_a_log_line_is_kept_from_metrics(toy):
+    model = toy.model(evaluate=toy.batch())
+    model.compile()
+    model.fit(PROCEDURE.train_and_evaluate(train_step=2, eval_step=2, max_iter=1), log_step=1)
+    metrics = {name for mode in (efl.MODE.TRAIN, efl.MODE.EVAL) for name in model.metrics(mode)}
+    assert {key for row in model.history for key in row} - metrics <= LOG_FIELDS
 
 
 def test_a_metric_that_is_none_and_a_name_that_is_taken(toy):

@@ -54,7 +54,7 @@ def test_a_stage_must_run_and_must_be_run_by_a_model():
     with pytest.raises(TypeError, match="abstract"):
         efl.Stage()
     with pytest.raises(ModelError, match="Count is not bound to a model: run it with model.run_stage"):
-        Count().sess  # noqa: B018
+        Count().sess  # noqa: B018  (reading it raises)
     with pytest.raises(ModelError, match="LoopStage is not bound"):
         LoopStage(tf.no_op()).run()
 

@@ -185,7 +185,7 @@ def test_groups_can_be_replaced_in_a_copy_or_in_place() -> None:
     with pytest.raises(ModelError, match=r"group 'a': expected a tensor"):
         sample.create({"a": np.zeros(3)})
     with pytest.raises(ModelError, match=r"expected a dict of group -> tensor"):
-        sample.set_transformed_feature_groups([doubled])  # type: ignore[arg-type]
+        sample.set_transformed_feature_groups([doubled])  # type: ignore[arg-type]  # the mistake
 
 
 def embedding(key: str, dimension: int = 4) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from efl.errors import PeerFailed
 from efl.transport import Limits, operations
+from efl.transport.link import Link
 from tests.transport.peers import both, connected, follower, free_address, leader, meet, mirrored, receives, sends
 
 MIB = 1 << 20
@@ -216,3 +217,24 @@ def test_no_callback_is_called_for_who_has_broken_off(way):
         time.sleep(0.5)
         assert len(seen) <= at_end + 1  # the one that was running
         two.abandon()
+
+
+def test_a_message_that_cannot_be_taken_comes_again(way, monkeypatch, caplog):
+    """A fault while a message is taken costs the connection, which is looked for anew; the message is sent again."""
+    real, failed = Link.receive, []
+
+    def receive(self, frames, now):
+        if not failed and any(one.step == 5 for one in frames):
+            failed.append(True)
+            raise MemoryError("no room")
+        return real(self, frames, now)
+
+    with connected(*TENSORS) as (one, two):
+        monkeypatch.setattr(Link, "receive", receive)
+        for step in range(10):
+            two.send("x", step, X + step)
+            np.testing.assert_array_equal(one.recv("x", step, 20), X + step)
+        both(one.close, two.close)
+    assert failed
+    assert "could not be taken" in caplog.text
+    assert "no room" in caplog.text
