@@ -69,7 +69,7 @@ def _of_claim(talk: Conversation, connection: stream.Connection, claim: events.C
         old = talk.connection
         if talk.link is None or not talk.met or not talk.link.is_ours(claim):
             return _Verdict([f"the {talk.hello.role} does not know this conversation"], unknown=True)
-        if talk.error is not None or talk.over:
+        if talk.failing or talk.over:
             return _Verdict([f"the {talk.hello.role} has ended this conversation"])
         if talk.link.is_stale(claim):
             return _busy(talk)

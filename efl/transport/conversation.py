@@ -35,7 +35,7 @@ from efl.transport import frame as wire
 from efl.transport.handshake import Hello
 from efl.transport.inbound import Message
 from efl.transport.limits import Endpoint, Limits
-from efl.transport.link import Link
+from efl.transport.link import Link, State
 from efl.transport.mailbox import Mailbox
 
 logger = logging.getLogger("efl")
@@ -153,6 +153,11 @@ class Conversation(stream.Handler):
     def ended(self) -> bool:
         """Whether nothing can be sent, and nothing come that has not come yet."""
         return self.error is not None or self.closing or self.over or self.farewell
+
+    @property
+    def failing(self) -> bool:
+        """Whether the conversation has failed, or will as soon as the last words, which have come, are worked off."""
+        return self.error is not None or (self.link is not None and self.link.state is State.OVER)
 
     def end_error(self, what: str) -> EflError:
         """Why ``what`` cannot happen any more, when the conversation has ended."""
@@ -377,7 +382,7 @@ class Conversation(stream.Handler):
         with self.lock:
             if connection is not self.connection or self.link is None:
                 return
-            if self.over or self.error is not None or (self.link.peer_goodbye and self.link.flushed):
+            if self.over or self.failing or (self.link.peer_goodbye and self.link.flushed):
                 self.gone = True
                 self.notify()
                 return
@@ -410,7 +415,7 @@ class Conversation(stream.Handler):
     def lose(self, connection: stream.Connection, why: str) -> None:
         """The connection is gone, or no good; the conversation waits for the next."""
         with self.lock:
-            if connection is not self.connection or self.link is None or self.over or self.error is not None:
+            if connection is not self.connection or self.link is None or self.over or self.failing:
                 return
             now = time.monotonic()
             self.link.lost()

@@ -11,14 +11,15 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from efl.errors import LinkError, PeerRestarted, ProtocolError
-from efl.transport import Endpoint, Hello, Limits, events, frame, stream, watch
+from efl.errors import ConfigError, LinkError, PeerFailed, PeerRestarted, ProtocolError
+from efl.transport import Channel, Endpoint, Hello, Limits, events, frame, stream, watch
 from efl.transport.frame import Kind
 from efl.transport.link import Link, State
 from tests.parties import run_parties
@@ -109,11 +110,12 @@ def a_liar(address: str, limits: Limits = QUICK) -> Liar:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def victim():
+@contextlib.contextmanager
+def lied_to(prepare: Callable[[Channel], None] = lambda channel: None) -> Iterator[tuple[Channel, Liar, str]]:
     """A leader, the liar that it talks to, and the address."""
     address = free_address()
     channel = leader(address, *TENSORS, limits=QUICK)
+    prepare(channel)
     connecting = threading.Thread(target=lambda: channel.connect(20))
     connecting.start()
     with a_liar(address) as liar:
@@ -121,6 +123,12 @@ def victim():
         assert channel.peer is not None
         yield channel, liar, address
         channel.abandon()
+
+
+@pytest.fixture
+def victim():
+    with lied_to() as scene:
+        yield scene
 
 
 def data(payload: bytes = bytes(24), **fields) -> bytes:
@@ -365,11 +373,11 @@ def test_a_hundred_silent_connections_do_not_keep_the_peer_out(victim):
         assert channel.stats.messages_received == 1
 
 
-def test_a_peer_that_asks_and_does_not_read_loses_its_connection(victim, monkeypatch):
-    monkeypatch.setattr(watch, "_UNSENT_FRAMES", 1000)
+def test_a_peer_that_asks_and_does_not_read_loses_its_connection(victim, monkeypatch, caplog):
+    monkeypatch.setattr(watch, "_UNSENT_FRAMES", 100)
     channel, liar, address = victim
     me, victims = liar.instances
-    deaf = grpc.insecure_channel(address)
+    deaf = grpc.insecure_channel(address, [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)])
     over = threading.Event()
 
     def ask():
@@ -378,16 +386,42 @@ def test_a_peer_that_asks_and_does_not_read_loses_its_connection(victim, monkeyp
             yield frame.encode(Kind.PING, flags=frame.FLAG_HUNGRY)
 
     call = deaf.stream_stream("/efl.Link/Stream")(ask())  # nobody draws the answers
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while not channel.away and time.monotonic() < limit:
         time.sleep(0.01)
     over.set()
     assert channel.away
+    assert "it does not read what is sent to it" in caplog.text
     call.cancel()
     deaf.close()
     with liar.knock(address, 2) as again:
         again.hear(Kind.RESUME)
     assert channel.error is None
+
+
+LAST_WORDS = {
+    "a failure": (
+        frame.encode(Kind.ABORT, events.abort(ConfigError("enough"), "step 3", False)),
+        PeerFailed,
+        "failed at step 3 with ConfigError: enough",
+    ),
+    "a lie": (data(seq=2, step=1, dtype=12), ProtocolError, "expected dtype float32, got float64"),
+}
+
+
+@pytest.mark.parametrize("words", LAST_WORDS, ids=lambda words: words.replace(" ", "-"))
+def test_last_words_count_where_the_stream_ends_before_they_are_worked_off(words):
+    message, error, why = LAST_WORDS[words]
+    busy = threading.Event()
+    with lied_to(lambda channel: channel.subscribe("x", lambda *tensor: busy.wait(10))) as (channel, liar, _):
+        liar.say(data())
+        liar.say(message)
+        liar.connection.outbox.end()
+        time.sleep(0.5)
+        busy.set()
+        with pytest.raises(error, match=why):
+            channel.recv_control("never", 10)
+        assert not channel.away
 
 
 # ---- whoever listens
