@@ -10,7 +10,7 @@ from efl._signals import TERMINATED, Signals
 from efl._steps import marks
 from efl._steps.marks import Parted
 from efl.communicator import Communicator
-from efl.errors import Interrupted, PeerLost
+from efl.errors import Interrupted, NonFiniteLoss, PeerLost
 
 if TYPE_CHECKING:
     from efl.model import Model
@@ -49,8 +49,10 @@ class Leaving:
             return Interrupted(f"{self._role} was stopped (SIGTERM)")
         return error
 
-    def where(self) -> str:
-        """Where this party's steps are, for the peer's message."""
+    def where(self, error: BaseException) -> str:
+        """Where this party's steps are, for the peer's message; empty where the error's own text says it."""
+        if isinstance(error, NonFiniteLoss):
+            return ""  # told after its step, which is not counted any more
         running = [scope for scope in self._model._programs if self._model._pace.scope(scope.wire).running]
         if not running:
             trained = self._model.steps_trained

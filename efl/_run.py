@@ -119,7 +119,7 @@ class Run:
             if self._communicator is not None and self._called_peer and self.leaving.is_silent(error):
                 self._communicator.abandon()
             elif self._communicator is not None and self._called_peer:
-                self._communicator.abort(self.leaving.reason(error), self.leaving.where())
+                self._communicator.abort(self.leaving.reason(error), self.leaving.where(error))
             elif isinstance(error, Exception):
                 model._could_not_begin(error)
             raise

@@ -232,6 +232,7 @@ def test_a_loss_that_is_nan_stops_both_and_names_party_and_step(tmp_path):
     results = run_both(tmp_path, leader, FOLLOWER, expect=(1, 1))
     for result in results.values():
         assert "the loss of leader is nan at step 4 of train" in result.output
+    assert re.search(r"the leader \(.*\) failed with NonFiniteLoss: the loss", results["follower"].output)
 
 
 def test_logits_in_place_of_probabilities_stop_both_and_their_range_stays_at_home(tmp_path):
