@@ -36,18 +36,24 @@ def compile_model(model: Model) -> None:
     tasks = list(dict.fromkeys([*model._input_fns, *model._loss_fns, *model._eval_fns, *model._opt_fns]))
     if not tasks:
         raise ModelError("the model has no functions yet: set input_fn, loss_fn and optimizer_fn before compile()")
-    for task in tasks:
-        name = "the model" if task is None else f"task {task!r}"
+    names = {task: "the model" if task is None else f"task {task!r}" for task in tasks}
+    for task, name in names.items():
         if task not in model._loss_fns and task not in model._eval_fns:
             raise ModelError(f"{name} has neither a loss_fn nor an eval_fn")
         if task not in model._input_fns:
             raise ModelError(f"{name} has no input_fn")
-        if task in model._loss_fns:
-            with task_scope(MODE.TRAIN, task) as scope:
-                _compile_training(model, scope, name)
-        if task in model._eval_fns:
-            with task_scope(MODE.EVAL, task) as scope:
-                _compile_evaluation(model, scope, name)
+    # All losses before the first optimizer: whoever enters a variable scope again (a trunk that tasks share) makes
+    # TensorFlow forget which names of slots are taken below it, and those of two optimizers would clash.
+    updates: dict[str | None, list[Any]] = {}
+    for task in (task for task in tasks if task in model._loss_fns):
+        with task_scope(MODE.TRAIN, task) as scope:
+            updates[task] = _compile_loss(model, scope, names[task])
+    for task, moving in updates.items():
+        with task_scope(MODE.TRAIN, task) as scope:
+            _compile_training(model, scope, names[task], moving)
+    for task in (task for task in tasks if task in model._eval_fns):
+        with task_scope(MODE.EVAL, task) as scope:
+            _compile_evaluation(model, scope, names[task])
     model._check_exchanges()
     model._opt_config.warn_if_unread(opt for program in model._programs.values() for opt in program.optimizers)
     refs = reference_variables(tf.get_default_graph())
@@ -59,7 +65,12 @@ def compile_model(model: Model) -> None:
     _constants.warn_of_large(tf.get_default_graph())
 
 
-def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
+def _compile_loss(model: Model, scope: TaskScope, name: str) -> list[Any]:
+    """Reads a batch and builds the loss of a task.
+
+    Returns:
+      The update ops that were made meanwhile.
+    """
     program = model._program(scope)
     updates_before = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with _metric_variables(program):
@@ -77,7 +88,23 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
         if not loss.dtype.is_floating:
             raise ModelError(f"loss_fn of {name} returned a {loss.dtype.name} tensor: expected floating point")
         loss = model._opt_config.to_scalar(loss, f"loss_fn of {name}")
-    program.loss = loss
+    program.loss, program.has_loss = loss, True
+    if scope.task not in model._opt_fns and tf.trainable_variables():
+        raise ModelError(f"{name} has a loss_fn and trainable variables but no optimizer_fn")
+    return _made_since(updates_before)
+
+
+def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[Any]) -> None:
+    """Builds the update of a task, gated on everything that reads a variable in the same step.
+
+    Args:
+      model: Whose task it is.
+      scope: Of the task.
+      name: Of the task, for messages.
+      moving: The update ops that its loss made.
+    """
+    program = model._program(scope)
+    loss, made_before = program.loss, set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     sent, received = model._sent(scope), model._received(scope)
     assignments = _assignments(model, scope, name)
     variables = list(dict.fromkeys(v for held, _ in assignments.values() for v in held))
@@ -108,7 +135,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
             )
         program.optimizers[optimizer] = ([v for _, v in pairs], where)
         updates.append((optimizer, pairs))
-    gate += [*program.step_ops(), *_made_since(updates_before)]
+    gate += [*program.step_ops(), *moving, *_made_since(made_before)]
     # Everything that reads a variable in this step is in the gate, metrics too, so no update can run ahead of a reader
     # of the old value.
     with tf.control_dependencies(gate):
@@ -116,7 +143,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str) -> None:
         applied.append(tf.no_op())
     with tf.control_dependencies(applied):
         counted = tf.assign_add(model.global_step, 1)
-    moving = _made_since(updates_before)  # an optimizer may have made some
+    moving = [*moving, *_made_since(made_before)]  # an optimizer may have made some
     program.set_op(tf.group(counted, *exchange, *program.step_ops(), *moving, name=_op_name("train", scope)))
 
 
@@ -210,8 +237,6 @@ def _call(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
 def _assignments(model: Model, scope: TaskScope, name: str) -> dict[Any, tuple[list[tf.Variable], str | None]]:
     function = model._opt_fns.get(scope.task)
     if function is None:
-        if tf.trainable_variables():
-            raise ModelError(f"{name} has a loss_fn and trainable variables but no optimizer_fn")
         return {}
     returned = _call(function, f"optimizer_fn of {name}", model, scope.task)
     if not isinstance(returned, Mapping):

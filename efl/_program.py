@@ -77,6 +77,7 @@ class Program:
       scope: Task and mode.
       sample: What ``input_fn`` returned.
       loss: Scalar loss of this party, or None where only the peer's gradients drive it.
+      has_loss: Its ``loss_fn`` has been called: ``loss`` is final.
       op: Everything a step does.
       metrics: By name.
       hooks: Active in this task and mode only.
@@ -91,6 +92,7 @@ class Program:
     scope: TaskScope
     sample: Any = None
     loss: tf.Tensor | None = None
+    has_loss: bool = False
     op: tf.Operation | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
     hooks: list[tf.train.SessionRunHook] = field(default_factory=list)

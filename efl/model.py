@@ -312,12 +312,12 @@ class Model(Definition):
     @property
     def losses(self) -> dict[str | None, tf.Tensor | None]:
         """Task -> its scalar loss."""
-        return {s.task: p.loss for s, p in self._programs.items() if s.mode is MODE.TRAIN and p.op is not None}
+        return {s.task: p.loss for s, p in self._programs.items() if p.has_loss}
 
     @property
     def inputs(self) -> dict[TaskScope, Any]:
         """Task scope -> its sample."""
-        return {s: p.sample for s, p in self._programs.items() if p.op is not None}
+        return {s: p.sample for s, p in self._programs.items() if p.sample is not None}
 
     @property
     def train_ops(self) -> dict[str | None, tf.Operation]:

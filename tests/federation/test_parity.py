@@ -331,7 +331,7 @@ def define(task):
     model.input_fn(lambda m, mode: sample(m, batch if mode == efl.MODE.TRAIN else test, ROLE), task=task)
     model.loss_fn(lambda m, s: net(task, m, s, True), task=task)
     model.eval_fn(lambda m, s: None if net(task, m, s, False) is None else None, task=task)
-    model.optimizer_fn(optimizer(), task=task)
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter({optimizer}), task=task)
 model = efl.FederalModel(seed={seed})
 define('a')
 define('b')
@@ -341,15 +341,19 @@ model.compile().fit(efl.procedure_fn.cotrain(train_step=2, eval_step=1, max_iter
 """
 
 
-def test_two_tasks_trained_by_turns(tmp_path):
+@pytest.mark.parametrize(("kind", "rate"), [("GradientDescentOptimizer", 0.5), ("AdamOptimizer", 0.01)])
+def test_two_tasks_that_share_layers_are_trained_by_turns(tmp_path, kind, rate):
+    optimizer = f"tf.train.{kind}({rate})"
     leader = TWO_TASKS.format(
         seed=0,
+        optimizer=optimizer,
         exchange="""h = dense(s['x'], 4, 5, 'left', tf.tanh)
     f = tf.reshape(m.recv('f', require_grad=training), [-1, 5])
     return cross_entropy(s['label'], dense(tf.concat([h, f], 1), 10, 3, 'top_' + task))""",
     )
     follower = TWO_TASKS.format(
         seed="None",  # the leader's seed decides for both
+        optimizer=optimizer,
         exchange="""h = dense(s['x'], 4, 5, 'right', tf.tanh)
     m.send('f', h, require_grad=training)
     return h""",
@@ -366,7 +370,7 @@ def test_two_tasks_trained_by_turns(tmp_path):
     trains = {}
     for task in "ab":
         loss = cross_entropy(label, dense(tf.concat([left, right], 1), 10, 3, "top_" + task))
-        trains[task] = tf.train.GradientDescentOptimizer(0.5).minimize(loss)
+        trains[task] = getattr(tf.train, kind)(rate).minimize(loss)
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         for task in order:
