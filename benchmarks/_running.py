@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from efl._ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY_ROWS = 15_000
@@ -107,13 +108,6 @@ class Running:
         for process in self._processes:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 
+from efl._ports import free_port
 from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec, Tls
 
 MIB = 1 << 20
@@ -23,9 +24,7 @@ PIECE = MIB
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def host_port(address: str) -> tuple[str, int]:

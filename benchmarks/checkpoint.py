@@ -37,7 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from _report import Goal, goals_table, record, table
-from _running import MEMORY_ROWS, Program, Running, difference_ms, free_port, make_data, measure, step_ms
+from _running import MEMORY_ROWS, Program, Running, difference_ms, make_data, measure, step_ms
+
+from efl._ports import free_port
 
 PARTIES = ("leader", "follower")
 SAVE_MS, RESUME_S = 50.0, 5.0

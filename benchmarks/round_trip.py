@@ -25,7 +25,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from _report import Goal, goals_table, record, table
-from _running import ROOT, Program, Said, difference_ms, free_port, make_data, measure, step_ms
+from _running import ROOT, Program, Said, difference_ms, make_data, measure, step_ms
+
+from efl._ports import free_port
 
 sys.path.insert(0, str(ROOT))
 

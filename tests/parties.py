@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from efl._ports import free_port
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SERVER = _ROOT / "tests" / "_fork_server.py"
@@ -178,9 +179,7 @@ def _fork_server() -> _ForkServer:
 
 def free_address() -> str:
     """A loopback address, ``127.0.0.1:port``, on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def start_party(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
+from efl._ports import free_port
 from efl.cli._launcher import Launcher, Program
 from efl.errors import ConfigError
 from efl.settings import ROLES, command_line_settings
@@ -149,7 +149,7 @@ def choose_addresses(arguments: Sequence[str], environ: Mapping[str, str]) -> di
     local = given.get("local_addr") or environ.get("EFL_LOCAL_ADDR")
     peer = given.get("peer_addr") or environ.get("EFL_PEER_ADDR")
     if not local and not peer:
-        local = peer = f"localhost:{_free_port()}"
+        local = peer = f"localhost:{free_port()}"
         return {"leader": [f"--local_addr={local}"], "follower": [f"--peer_addr={peer}"]}
     if not peer:
         host, _, port = str(local).rpartition(":")
@@ -158,9 +158,3 @@ def choose_addresses(arguments: Sequence[str], environ: Mapping[str, str]) -> di
     if not local:
         return {"leader": [f"--local_addr={peer}"], "follower": []}
     return {"leader": [], "follower": []}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])

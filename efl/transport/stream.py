@@ -9,10 +9,8 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
-import errno
 import functools
 import logging
-import socket
 import threading
 import time
 import urllib.parse
@@ -22,6 +20,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from efl._ports import check_free
 from efl.errors import ConfigError
 from efl.transport import operations
 from efl.transport.limits import MAX_WIRE_BYTES, Endpoint
@@ -218,26 +217,6 @@ class _DaemonPool(futures.ThreadPoolExecutor):
         return future
 
 
-def _check_free(address: str) -> None:
-    """gRPC is content with one of a host's addresses: ``localhost`` may be half another program's.
-
-    Raises:
-      OSError: The port is taken at one of them.
-    """
-    host, _, port = address.rpartition(":")
-    with contextlib.suppress(socket.gaierror):  # for gRPC to say
-        for family, kind, number, _, place in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, number) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: what lingers does not matter
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                try:
-                    probe.bind(place)
-                except OSError as error:
-                    if error.errno == errno.EADDRINUSE:
-                        raise
-
-
 class Listener:
     """The leader's open port. Streams that arrive are told to the handler."""
 
@@ -270,7 +249,7 @@ class Listener:
         method = grpc.stream_stream_rpc_method_handler(self._serve)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
         try:
-            _check_free(endpoint.address)
+            check_free(endpoint.address)
             if credentials is None:
                 port = self._server.add_insecure_port(endpoint.address)
             else:

@@ -26,6 +26,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from efl._ports import free_port
+
 _PIECE = 64 << 10
 _UNDER_WAY = 32 << 20  # bytes that a delayed line holds, each way; its end takes more only when some have arrived
 _REMEMBERED = 4 << 20  # bytes of a connection's beginning; one that has carried more is not duplicated
@@ -104,9 +106,7 @@ class BadLine:
         self.copies = 0
         self.cuts = 0
         self.damaged = 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
         self._open()
 

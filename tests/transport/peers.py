@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from efl.transport import Channel, Endpoint, Hello, Limits, TensorSpec
 from efl.transport.limits import DEFAULT_LIMITS
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+from tests.parties import free_address as free_address
 
 
 def host_port(address: str) -> tuple[str, int]:
