@@ -1,0 +1,278 @@
+"""One backward pass for everything, then norms and weighted sums of per-example gradients ("book-keeping").
+
+Sources: Goodfellow (arXiv:1510.01799), Li et al. (arXiv:2110.05679), Bu et al. (arXiv:2210.00038).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import tensorflow.compat.v1 as tf
+
+from efl.errors import ModelError
+from efl.privacy.per_example import ops_elementwise, ops_linear, ops_shape, ops_sparse, parts, rules
+from efl.privacy.per_example.groups import Groups
+from efl.privacy.per_example.layout import Mixed, Ragged, Rows, Shared
+from efl.privacy.per_example.uses import Meeting, examples_of, meetings, source
+from efl.privacy.per_example.walk import Walk
+
+_log = logging.getLogger("efl")
+_RULES = (ops_elementwise, ops_linear, ops_shape, ops_sparse)  # loaded, they have registered their rules
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is differentiated: ``loss[i] + sum over s of <tensor_s[i], gradient_s[i]>`` for each example i.
+
+    Attributes:
+      loss: ``[B]`` or ``[B, 1]``, or None where only the peer's gradients drive.
+      sent: (name, tensor, gradient) of tensors ``[B, …]`` whose gradient the peer returns.
+      received: (name, tensor) of tensors ``[B, …]`` whose gradient goes back.
+      where: What the loss is of, for messages.
+    """
+
+    loss: tf.Tensor | None
+    sent: Sequence[tuple[str, tf.Tensor, tf.Tensor]] = ()
+    received: Sequence[tuple[str, tf.Tensor]] = ()
+    where: str = "the loss"
+
+
+@dataclass(frozen=True)
+class _Detour:
+    """No rule covers the variable: its op's own gradient, once for each example."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    uses: list[rules.Use]
+    parts: list[parts.Part] | _Detour
+    product: tf.Tensor | None = None  # [M, …] that was made for the norm and serves the sum too
+    direct: bool = True
+
+
+@dataclass
+class PerExample:
+    """The gradients of an objective, by what is clipped as one (M groups of ``rows`` rows).
+
+    Attributes:
+      groups: How rows are grouped.
+      received: Gradient of each received tensor, row i being that of example i's own objective.
+      variables: Those that the objective depends on.
+    """
+
+    groups: Groups
+    received: list[tf.Tensor]
+    variables: list[tf.Variable]
+    _plans: dict[object, _Plan] = field(default_factory=dict)
+    _outputs: list[tf.Tensor] = field(default_factory=list)
+    _deltas: list[tf.Tensor] = field(default_factory=list)
+    _ys: list[tf.Tensor] = field(default_factory=list)
+    _grad_ys: list[tf.Tensor] = field(default_factory=list)
+
+    def squared_norm(self, variable: tf.Variable) -> tf.Tensor:
+        """``[M]``: the squared norm of each group's gradient with respect to a variable."""
+        plan = self._plans[variable.ref()]
+        if isinstance(plan.parts, _Detour):
+            return self._norms_by_detour(variable, plan)
+        if plan.product is not None:
+            return tf.reduce_sum(tf.square(plan.product), [1, 2])
+        return parts.squared_norms(plan.parts)
+
+    def weighted_sum(self, variable: tf.Variable, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
+        """The sum over groups of ``weights[i]`` times the gradient; its type is that of the ordinary gradient."""
+        plan = self._plans[variable.ref()]
+        if plan.product is not None:
+            total = tf.tensordot(weights, plan.product, 1)  # [N, K]
+            return tf.reshape(tf.transpose(total), variable.shape)
+        if plan.parts and isinstance(plan.parts, list) and plan.direct and len(plan.parts) == 1:
+            part = plan.parts[0]
+            if isinstance(part, parts.Whole):
+                return tf.reshape(tf.linalg.matvec(part.g, weights, transpose_a=True), variable.shape)
+        return self._pulled_back(variable, plan, weights)
+
+    def _pulled_back(self, variable: tf.Variable, plan: _Plan, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
+        walk, total = self.groups.walk, []
+        for use in plan.uses:
+            scaled = use.delta * self.groups.spread(weights, use.output, walk.layout(use.output))
+            held = examples_of(use.op, walk)
+            gradient = tf.gradients(use.output, source(variable), grad_ys=scaled, stop_gradients=held)[0]
+            if gradient is not None:
+                total.append(gradient)
+        if len(total) == 1:
+            return total[0]
+        if all(isinstance(g, tf.IndexedSlices) for g in total):
+            values, indices = (tf.concat([getattr(g, name) for g in total], 0) for name in ("values", "indices"))
+            return tf.IndexedSlices(values, indices, total[0].dense_shape)
+        return tf.add_n([tf.convert_to_tensor(g) for g in total])
+
+    def _norms_by_detour(self, variable: tf.Variable, plan: _Plan) -> tf.Tensor:
+        count = tf.cast(self.groups.count, tf.int32)
+
+        def one(i: tf.Tensor, norms: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            alone = tf.one_hot(i, count, dtype=plan.uses[0].delta.dtype)
+            gradient = tf.convert_to_tensor(self._pulled_back(variable, plan, alone))
+            return i + 1, norms.write(i, tf.reduce_sum(tf.square(gradient)))
+
+        norms = tf.TensorArray(variable.dtype.base_dtype, count)
+        _, norms = tf.while_loop(lambda i, _: i < count, one, [tf.constant(0), norms], parallel_iterations=1)
+        return tf.ensure_shape(norms.stack(), [None])
+
+    def experiment(self, wanted: tf.Tensor) -> tf.Tensor:
+        """Repeats the backward pass with random weights for the examples, where ``wanted`` holds.
+
+        Args:
+          wanted: Scalar bool.
+
+        Returns:
+          Scalar float32: the largest deviation, relative to the largest gradient, from what independent examples give;
+          0 where it was not wanted (and then costs nothing).
+        """
+        walk = self.groups.walk
+        weights = tf.random.uniform(tf.cast(walk.size, tf.int32)[tf.newaxis], -1.5, 1.5)
+        alone = Groups(walk, 1, walk.size)
+        # What an untaken branch of a Switch feeds is never computed: neither is the backward pass behind it.
+        skipped, taken = tf.raw_ops.Switch(data=weights, pred=wanted)
+        grads = [g * tf.cast(alone.spread(taken, g, Rows(0)), g.dtype) for g in self._grad_ys]
+        again = tf.gradients(self._ys, self._outputs, grad_ys=grads)
+        worst = [tf.zeros([])]
+        for output, delta, other in zip(self._outputs, self._deltas, again, strict=True):
+            expected = delta * tf.cast(alone.spread(taken, delta, walk.layout(output)), delta.dtype)
+            largest = tf.reduce_max(tf.abs(tf.cast(expected, tf.float32)))
+            off = tf.reduce_max(tf.abs(tf.cast(other - expected, tf.float32)))
+            worst.append(off / tf.maximum(largest, 1e-30))
+        return tf.raw_ops.Merge(inputs=[tf.reduce_max(worst), 0.0 * tf.reduce_sum(skipped)])[0]
+
+
+def differentiate(objective: Objective, variables: Sequence[tf.Variable], rows: int = 1) -> PerExample:
+    """Builds the backward pass of an objective.
+
+    Args:
+      objective: What to differentiate.
+      variables: Trainable variables.
+      rows: How many rows of the batch are clipped as one.
+
+    Returns:
+      Its gradients by group; of variables that it does not depend on there is none.
+
+    Raises:
+      ModelError: An example's loss depends on other examples, or may do so for all that is known; the message names the
+        op. Or the loss has not one value for each example.
+    """
+    loss = None if objective.loss is None else _as_vector(objective.loss, objective.where)
+    named = [] if loss is None else [(objective.where, loss)]
+    named += [(f"the sent tensor {name!r}", tensor) for name, tensor, _ in objective.sent]
+    targets = [tensor for _, tensor in named]
+    walk = Walk(targets, [tensor for _, tensor in objective.received])
+    for what, tensor in named:
+        _check_target(what, tensor, walk)
+    groups = Groups.of(walk, rows)
+    grad_ys = [] if loss is None else [tf.ones_like(loss)]
+    grad_ys += [gradient for _, _, gradient in objective.sent]
+    found = {v.ref(): meetings(v, walk) for v in variables}
+    outputs = _outputs([meeting for met in found.values() for meeting in met], walk)
+    received = [tensor for _, tensor in objective.received]
+    gradients = tf.gradients(targets, [*outputs, *received], grad_ys=grad_ys)
+    deltas = {o.ref(): g for o, g in zip(outputs, gradients) if g is not None}
+    back = [tf.zeros_like(t) if g is None else g for t, g in zip(received, gradients[len(outputs) :])]
+    kept = [o for o in outputs if o.ref() in deltas]
+    result = PerExample(
+        groups, back, [], {}, kept, [tf.convert_to_tensor(deltas[o.ref()]) for o in kept], targets, grad_ys
+    )
+    for variable in variables:
+        plan = _plan(variable, found[variable.ref()], deltas, groups)
+        if plan is not None:
+            result.variables.append(variable)
+            result._plans[variable.ref()] = plan
+    return result
+
+
+def _as_vector(loss: tf.Tensor, where: str) -> tf.Tensor:
+    if loss.shape.rank == 2 and loss.shape[1] == 1:
+        return tf.squeeze(loss, [1])
+    if loss.shape.rank != 1:
+        raise ModelError(
+            f"{where} has the shape {loss.shape}: a private optimizer clips what each row contributes, so it needs a "
+            "vector with one value for each row of the batch. Do not reduce it over the batch (REDUCE of opt_config "
+            "does that, inside a micro-batch); reduce other axes with tf.reduce_mean(loss, axis=[1, …])"
+        )
+    return loss
+
+
+def _check_target(what: str, tensor: tf.Tensor, walk: Walk) -> None:
+    layout = walk.layout(tensor)
+    if isinstance(layout, Mixed):
+        raise ModelError(
+            f"{what}: what it is for one row of the batch depends on other rows, so clipping would not bound what one "
+            f"row can do to the weights. {layout.op.name!r} ({layout.op.type}): {layout.why}"
+        )
+    if isinstance(layout, Shared):
+        raise ModelError(f"{what} depends on no row of the batch: expected one value for each row of the input")
+    if isinstance(layout, Rows) and layout.axis == 0 and layout.before == 1 and layout.within is None:
+        walk.expect_rows(tensor, what)
+    elif not (isinstance(layout, Rows) and layout.axis == 0 and layout.plain):
+        raise ModelError(f"{what} has not one value, or one row of values, for each row of the batch on its first axis")
+
+
+def _outputs(found: Sequence[Meeting], walk: Walk) -> list[tf.Tensor]:
+    """The outputs of the ops that read variables, each once."""
+    unique: dict[object, tf.Tensor] = {}
+    for meeting in found:
+        for out in meeting.op.outputs:
+            if out.dtype.is_floating and isinstance(walk.layout(out), (Rows, Ragged)):
+                unique.setdefault(out.ref(), out)
+    return list(unique.values())
+
+
+def _plan(
+    variable: tf.Variable, found: Sequence[Meeting], deltas: dict[object, tf.Tensor], groups: Groups
+) -> _Plan | None:
+    uses: list[rules.Use] = []
+    factors: list[parts.Part | None] = []
+    direct = True
+    for meeting in found:
+        for out in meeting.op.outputs:
+            delta = deltas.get(out.ref())
+            if delta is None:
+                continue
+            use = rules.Use(meeting.op, meeting.index, out, tf.convert_to_tensor(delta))
+            uses.append(use)
+            direct = direct and meeting.direct
+            factors.append(_part(variable, meeting, use, groups))
+    if not uses:
+        return None
+    whole = [part for part in factors if part is not None]
+    together = parts.joined(whole) if len(whole) == len(factors) else None
+    if together is None:
+        without = [u.op for u, part in zip(uses, factors) if part is None] or [u.op for u in uses]
+        why = ", ".join(f"{op.name!r} ({op.type})" for op in without[:3])
+        _log.warning(
+            "%s: there is no fast rule for how %s read%s it: its norms take the gradient of that op once for each row "
+            "of the batch (exact, but as slow as the batch is long)",
+            variable.op.name,
+            why,
+            "s" if len(without) == 1 else "",
+        )
+        return _Plan(uses, _Detour(why), direct=direct)
+    product = None
+    if len(together) == 1 and isinstance(together[0], parts.Outer) and direct:
+        part = together[0]
+        if part.a.shape[1] != 1 and part.is_product_cheaper:
+            product = part.product
+    return _Plan(uses, together, product, direct)
+
+
+def _part(variable: tf.Variable, meeting: Meeting, use: rules.Use, groups: Groups) -> parts.Part | None:
+    if meeting.direct:
+        return rules.part_of(use, groups)
+    read = meeting.op.inputs[meeting.index]
+    if read.shape.num_elements() != 1:
+        return None
+    part = rules.part_of(use, groups)
+    along = tf.gradients(read, source(variable))[0]
+    if not isinstance(part, parts.Direction) or along is None:
+        return None
+    return parts.Direction(part.scale, tf.reshape(tf.convert_to_tensor(along), [-1]))

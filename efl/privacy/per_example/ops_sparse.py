@@ -1,0 +1,124 @@
+"""Layouts of sparse features: entries of which each belongs to an example.
+
+The path of ``tf.feature_column`` and ``tf.nn.embedding_lookup_sparse``: a sparse tensor, empty rows filled, ids made
+distinct, looked up, and combined by example.
+"""
+
+from __future__ import annotations
+
+import tensorflow.compat.v1 as tf
+
+from efl.privacy.per_example.layout import (
+    EXAMPLES,
+    SHARED,
+    Layout,
+    Mixed,
+    Partition,
+    Pooled,
+    Ragged,
+    Role,
+    Rows,
+    Shared,
+)
+from efl.privacy.per_example.walk import Walk, rule
+
+
+@rule("DeserializeSparse")
+def _deserialize(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
+    if not isinstance(ins[0], Rows):
+        return [Mixed(op, "a sparse tensor of unknown origin")] * 3
+    indices, _, shape = op.outputs
+    return _sparse(op, indices, shape, walk)
+
+
+def _sparse(op: tf.Operation, indices: tf.Tensor, shape: tf.Tensor, walk: Walk) -> list[Layout]:
+    walk.expect(
+        tf.equal(tf.cast(shape[0], tf.int64), walk.size),
+        f"the sparse input {op.name!r} has another number of rows than the loss has values. Rows, and values",
+        tf.cast(shape[0], tf.int64),
+        walk.size,
+    )
+    part = Partition(indices[:, 0])
+    return [Ragged(part, Role.INDICES), Ragged(part), SHARED]
+
+
+@rule("SparseReshape")
+def _sparse_reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
+    layout = ins[0]
+    if not isinstance(layout, Ragged) or layout.role is not Role.INDICES:
+        return [Mixed(op, "a sparse tensor of unknown origin")] * 2
+    # Only the shape changes where the first axis stays, as in tf.nn.safe_embedding_lookup_sparse.
+    walk.expect(
+        tf.reduce_all(tf.equal(op.outputs[0][:, 0], layout.part.owner)),
+        f"{op.name!r} (SparseReshape) moves entries from one example to another",
+    )
+    return [layout, SHARED]
+
+
+@rule("SparseFillEmptyRows")
+def _fill(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
+    indices, values = ins[0], ins[1]
+    unknown: list[Layout] = [Mixed(op, "a sparse tensor of unknown origin")] * 4
+    if not isinstance(indices, Ragged) or not isinstance(values, Ragged) or not isinstance(ins[3], Shared):
+        return unknown
+    if indices.role is not Role.INDICES or indices.part is not values.part:
+        return unknown
+    part = Partition(op.outputs[0][:, 0])
+    walk.expect_rows(op.outputs[2], f"what {op.name!r} fills")
+    return [Ragged(part, Role.INDICES), Ragged(part), EXAMPLES, Mixed(op, "places in a gradient")]
+
+
+@rule("Unique", "UniqueV2")
+def _unique(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
+    layout = ins[0]
+    if not isinstance(layout, (Ragged, Rows)) or op.inputs[0].shape.rank != 1:
+        return [Mixed(op, "it finds equal values among different examples")] * 2
+    entries = Ragged(layout.part) if isinstance(layout, Ragged) else layout
+    return [Pooled(entries, op), entries]
+
+
+@rule("SparseSegmentSum", "SparseSegmentMean", "SparseSegmentSqrtN")
+def _sparse_segment(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+    data, _, segments = ins
+    if not isinstance(data, Pooled) or op.inputs[1] is not data.unique.outputs[1]:
+        return Mixed(op, "it combines entries of different examples")
+    if not isinstance(segments, Ragged) or segments.role is not Role.OWNER:
+        return Mixed(op, "it combines entries of different examples")
+    if not isinstance(data.entries, Ragged) or data.entries.part is not segments.part:
+        return Mixed(op, "it combines entries of different examples")
+    walk.expect_rows(op.outputs[0], f"what {op.name!r} combines")
+    return EXAMPLES
+
+
+@rule("SegmentSum", "SegmentSumV2", "SegmentMean", "SegmentMax", "SegmentMin", "SegmentProd",
+      "UnsortedSegmentSum", "UnsortedSegmentMax", "UnsortedSegmentMin", "UnsortedSegmentProd")  # fmt: skip
+def _segment(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+    data, segments = ins[0], ins[1]
+    if not isinstance(segments, Ragged) or segments.role is not Role.OWNER:
+        return Mixed(op, "it combines entries of different examples")
+    if isinstance(data, Shared) or not isinstance(data, Ragged) or data.part is not segments.part:
+        return Mixed(op, "it combines entries of different examples")
+    walk.expect_rows(op.outputs[0], f"what {op.name!r} combines")
+    return EXAMPLES
+
+
+@rule("SparseToDense")
+def _to_dense(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+    indices, _, values, default = ins
+    if not isinstance(indices, Ragged) or indices.role is not Role.INDICES or not isinstance(default, Shared):
+        return Mixed(op, "a sparse tensor of unknown origin")
+    if not isinstance(values, Shared) and not (isinstance(values, Ragged) and values.part is indices.part):
+        return Mixed(op, "it places values of other examples")
+    walk.expect_rows(op.outputs[0], f"what {op.name!r} makes")
+    return EXAMPLES
+
+
+@rule("SparseTensorDenseMatMul")
+def _sparse_matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+    indices, values, _, dense = ins
+    part = indices.part if isinstance(indices, Ragged) and indices.role is Role.INDICES else None
+    plain = not op.get_attr("adjoint_a") and isinstance(dense, Shared)
+    if part is None or not plain or not isinstance(values, Ragged) or values.part is not part:
+        return Mixed(op, "it combines entries of different examples")
+    walk.expect_rows(op.outputs[0], f"what {op.name!r} makes")
+    return EXAMPLES

@@ -1,0 +1,172 @@
+"""A variable's per-example gradient in factors, its norm, and inner products of such gradients.
+
+An *example* here is whatever is clipped as one: a row of the batch, or a micro-batch of several. There are M of them.
+The variable is seen as a vector of n numbers, as a matrix [K, N], or as rows [V, D], always in its own row-major order.
+
+Sources: outer products, Goodfellow (arXiv:1510.01799) and, over positions, Li et al. (arXiv:2110.05679, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import tensorflow.compat.v1 as tf
+
+# A product [K, N] of each example is made, rather than two [T, T], when it has at most so many numbers or is smaller.
+_SMALL_PRODUCT = 32768
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The sum over positions t of ``a[i, t] ⊗ d[i, t]``.
+
+    Attributes:
+      a: ``[M, T, K]``.
+      d: ``[M, T, N]``.
+    """
+
+    a: tf.Tensor
+    d: tf.Tensor
+
+    @property
+    def product(self) -> tf.Tensor:
+        """``[M, N, K]``: this order is twice as fast as the other here."""
+        return tf.matmul(self.d, self.a, transpose_a=True)
+
+    @property
+    def is_product_cheaper(self) -> bool:
+        """Whether to make the product rather than Gram matrices, as far as the static shapes tell."""
+        positions, (k, n) = self.a.shape[1], (self.a.shape[2], self.d.shape[2])
+        if k is None or n is None:
+            return False
+        return k * n <= _SMALL_PRODUCT or (positions is not None and k * n <= positions * positions)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The gradient itself, ``[M, n]``."""
+
+    g: tf.Tensor
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """``d[r]`` added to row ``ids[r]`` for each entry r, which belongs to example ``owner[r]``.
+
+    Attributes:
+      ids: int64 ``[R]``.
+      owner: int64 ``[R]``.
+      d: ``[R, D]``.
+      count: int64 scalar, M.
+      one_each: Entry i is example i's only one.
+    """
+
+    ids: tf.Tensor
+    owner: tf.Tensor
+    d: tf.Tensor
+    count: tf.Tensor
+    one_each: bool = False
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction for all: ``scale[i] * along``, ``[M]`` and ``[n]`` (a penalty on the weights in every loss)."""
+
+    scale: tf.Tensor
+    along: tf.Tensor
+
+
+Part: TypeAlias = Outer | Whole | Lookup | Direction
+
+
+def joined(parts: Sequence[Part]) -> list[Part] | None:
+    """Parts of one kind added up where that costs nothing; None where their factors do not fit together."""
+    outers = [p for p in parts if isinstance(p, Outer)]
+    wholes = [p for p in parts if isinstance(p, Whole)]
+    lookups = [p for p in parts if isinstance(p, Lookup)]
+    result: list[Part] = [p for p in parts if isinstance(p, Direction)]
+    if outers:
+        if len({(p.a.shape[2], p.d.shape[2]) for p in outers}) > 1:
+            return None
+        a, d = ([getattr(p, name) for p in outers] for name in ("a", "d"))
+        result.append(outers[0] if len(outers) == 1 else Outer(tf.concat(a, 1), tf.concat(d, 1)))
+    if wholes:
+        result.append(wholes[0] if len(wholes) == 1 else Whole(tf.add_n([p.g for p in wholes])))
+    if lookups:
+        result.append(lookups[0] if len(lookups) == 1 else _all_entries(lookups))
+    return result
+
+
+def _all_entries(lookups: Sequence[Lookup]) -> Lookup:
+    ids, owner, d = (tf.concat([getattr(p, name) for p in lookups], 0) for name in ("ids", "owner", "d"))
+    return Lookup(ids, owner, d, lookups[0].count)
+
+
+def squared_norms(parts: Sequence[Part]) -> tf.Tensor:
+    """``[M]``: the squared norm of the sum of joined parts, cross terms included."""
+    terms = [_square(part) for part in parts]
+    for i, one in enumerate(parts):
+        terms.extend(2.0 * _inner(one, other) for other in parts[i + 1 :])
+    # Rounding may leave a sum that cancels just below zero.
+    return terms[0] if len(terms) == 1 else tf.maximum(tf.add_n(terms), 0.0)
+
+
+def _square(part: Part) -> tf.Tensor:
+    if isinstance(part, Whole):
+        return tf.reduce_sum(tf.square(part.g), 1)
+    if isinstance(part, Direction):
+        return tf.square(part.scale) * tf.reduce_sum(tf.square(part.along))
+    if isinstance(part, Lookup):
+        return _square_of_rows(part)
+    if part.a.shape[1] == 1:
+        return tf.reduce_sum(tf.square(part.a), [1, 2]) * tf.reduce_sum(tf.square(part.d), [1, 2])
+    if part.is_product_cheaper:
+        return tf.reduce_sum(tf.square(part.product), [1, 2])
+    gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in (part.a, part.d))
+    return tf.reduce_sum(gram_a * gram_d, [1, 2])
+
+
+def _square_of_rows(part: Lookup) -> tf.Tensor:
+    if part.one_each:
+        return tf.reduce_sum(tf.square(part.d), 1)
+    # An example may look the same row up twice: its entries are added before they are squared.
+    rows = tf.reduce_max(tf.concat([part.ids, tf.zeros([1], tf.int64)], 0)) + 1
+    pairs, places = tf.unique(part.owner * rows + part.ids, out_idx=tf.int64)
+    added = tf.math.unsorted_segment_sum(part.d, places, tf.shape(pairs)[0])
+    return tf.math.unsorted_segment_sum(tf.reduce_sum(tf.square(added), 1), pairs // rows, part.count)
+
+
+def _inner(one: Part, other: Part) -> tf.Tensor:
+    order = (Lookup, Outer, Whole, Direction)
+    if order.index(type(one)) > order.index(type(other)):
+        one, other = other, one
+    if isinstance(one, Lookup):
+        return tf.math.unsorted_segment_sum(_inner_of_entries(one, other), one.owner, one.count)
+    if isinstance(one, Outer):
+        k, n = tf.shape(one.a)[2], tf.shape(one.d)[2]
+        if isinstance(other, Whole):
+            return tf.reduce_sum(tf.matmul(one.a, tf.reshape(other.g, [-1, k, n])) * one.d, [1, 2])
+        assert isinstance(other, Direction)
+        return other.scale * tf.reduce_sum(tf.tensordot(one.a, tf.reshape(other.along, [k, n]), 1) * one.d, [1, 2])
+    assert isinstance(other, Direction)
+    if isinstance(one, Whole):
+        return other.scale * tf.linalg.matvec(one.g, other.along)
+    return one.scale * other.scale * tf.tensordot(one.along, other.along, 1)
+
+
+def _inner_of_entries(one: Lookup, other: Part) -> tf.Tensor:
+    """``[R]``: the inner product of each entry with the gradient of its example."""
+    width = tf.shape(one.d)[1]
+    if isinstance(other, Outer):
+        a = tf.gather_nd(tf.transpose(other.a, [0, 2, 1]), tf.stack([one.owner, one.ids], 1))  # [R, T]
+        d = tf.linalg.matvec(tf.gather(other.d, one.owner), one.d)  # [R, T]
+        return tf.reduce_sum(a * d, 1)
+    if isinstance(other, Whole):
+        rows = tf.shape(other.g)[1] // width
+        row = tf.gather_nd(tf.reshape(other.g, [-1, rows, width]), tf.stack([one.owner, one.ids], 1))
+        return tf.reduce_sum(row * one.d, 1)
+    assert isinstance(other, Direction)
+    row = tf.gather(tf.reshape(other.along, [-1, width]), one.ids)
+    return tf.gather(other.scale, one.owner) * tf.reduce_sum(row * one.d, 1)

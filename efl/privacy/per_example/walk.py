@@ -1,0 +1,182 @@
+"""Finds the layout of every tensor that a loss depends on, and says where examples are mixed.
+
+The rules of the ops are in ``ops_*``, by type. An op without a rule that is handed an example is refused, since nobody
+can say what it does with it; ops that see no example need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import tensorflow.compat.v1 as tf
+
+from efl.errors import ModelError
+from efl.privacy.per_example.layout import EXAMPLES, SHARED, Chosen, Layout, Mixed, Partition, Pooled, Rows, Shared
+
+Rule: TypeAlias = "Callable[[tf.Operation, list[Layout], Walk], Layout | list[Layout]]"
+RULES: dict[str, Rule] = {}
+
+# Ops by which a batch comes into the graph.
+_SOURCES = frozenset(
+    {
+        "IteratorGetNext", "IteratorGetNextSync", "OptionalGetValue", "Placeholder", "PlaceholderV2", "PyFunc",
+        "PyFuncStateless", "EagerPyFunc", "QueueDequeue", "QueueDequeueV2", "QueueDequeueMany", "QueueDequeueManyV2",
+        "QueueDequeueUpTo", "QueueDequeueUpToV2", "ReaderRead", "ReaderReadV2", "ParseExample", "ReadFile",
+    }
+)  # fmt: skip
+# Sizes are no secret here: how many rows a batch has, everybody who takes part in a step knows.
+_SIZES = frozenset({"Shape", "ShapeN", "Rank", "Size"})
+
+
+def rule(*types: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of op types."""
+
+    def register(function: Rule) -> Rule:
+        for name in types:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Something about sizes that only the running program can confirm.
+
+    Attributes:
+      holds: Scalar bool.
+      text: What it means when it does not hold.
+      numbers: Scalars to show beside the text.
+    """
+
+    holds: tf.Tensor
+    text: str
+    numbers: tuple[tf.Tensor, ...] = ()
+
+
+class Walk:
+    """The layouts of all tensors above some targets.
+
+    Args:
+      targets: Loss and sent tensors.
+      examples: Tensors whose first axis is the examples although they look like no input (received tensors).
+
+    Attributes:
+      size: int64 scalar, the number of examples: the length of the first target.
+      expectations: What has to hold at run time for the layouts to be right.
+    """
+
+    def __init__(self, targets: Sequence[tf.Tensor], examples: Iterable[tf.Tensor] = ()) -> None:
+        self.size = tf.shape(targets[0], out_type=tf.int64)[0]
+        self.static_size: int | None = targets[0].shape[0] if targets[0].shape.rank else None
+        self.expectations: list[Expectation] = []
+        self._layouts: dict[Any, Layout] = {}
+        self._parts: dict[Any, Partition] = {}
+        self._targets = list(targets)
+        self.ops = _in_order(targets)
+        self._members = set(self.ops)
+        for tensor in examples:
+            self._source(tensor)
+        for op in self.ops:
+            known = [self._layouts.get(t.ref()) for t in op.outputs]
+            if all(layout is not None for layout in known) and known:
+                continue
+            for tensor, layout in zip(op.outputs, self._of_op(op), strict=True):
+                self._layouts.setdefault(tensor.ref(), layout)
+
+    def layout(self, tensor: tf.Tensor) -> Layout:
+        """The layout of a tensor; ``Shared`` where it is above none of the targets."""
+        known = self._layouts.get(tensor.ref())
+        if known is None and tensor.op in self._members:  # it comes round in a loop
+            return Mixed(tensor.op, "a loop, of which nothing is known")
+        return SHARED if known is None else known
+
+    def knows(self, op: tf.Operation) -> bool:
+        """Whether a target depends on the op."""
+        return op in self._members
+
+    def expect(self, holds: tf.Tensor, text: str, *numbers: tf.Tensor) -> None:
+        """Adds an expectation."""
+        self.expectations.append(Expectation(holds, text, numbers))
+
+    def expect_rows(self, tensor: tf.Tensor, what: str) -> None:
+        """Expects that axis 0 of a tensor is as long as the batch.
+
+        Raises:
+          ModelError: It can be seen already that it is not.
+        """
+        text = (
+            f"{what} has another number of rows than the loss has values; a private optimizer needs one value of the "
+            "loss for each row of the batch. Rows, and values"
+        )
+        static = tensor.shape[0] if tensor.shape.rank else None
+        if static is not None and self.static_size is not None:
+            if static != self.static_size:
+                raise ModelError(f"{text}: {static}, {self.static_size}")
+            return
+        rows = tf.shape(tensor, out_type=tf.int64)[0]
+        self.expect(tf.equal(rows, self.size), text, rows, self.size)
+
+    def part_of(self, chosen: Chosen) -> Partition:
+        """The partition of chosen entries; one and the same for equal numbers."""
+        key = chosen.numbers.ref()
+        if key not in self._parts:
+            self._parts[key] = Partition(tf.gather(chosen.part.owner, tf.reshape(chosen.numbers, [-1])))
+        return self._parts[key]
+
+    def _source(self, tensor: tf.Tensor) -> Layout:
+        if tensor.dtype in (tf.resource, tf.variant):
+            layout: Layout = EXAMPLES if tensor.dtype == tf.variant else SHARED
+        elif tensor.shape.rank == 0:
+            layout = (
+                SHARED
+                if tensor.op.type.startswith("Placeholder")
+                else Mixed(tensor.op, "a single value that comes with a whole batch")
+            )
+        elif tensor.shape.rank is None:
+            layout = Mixed(tensor.op, "its number of dimensions is not known; tf.ensure_shape tells it")
+        else:
+            layout = EXAMPLES
+            self.expect_rows(tensor, f"the input {tensor.op.name!r}")
+        self._layouts[tensor.ref()] = layout
+        return layout
+
+    def _of_op(self, op: tf.Operation) -> list[Layout]:
+        if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
+            return [self._source(t) for t in op.outputs]
+        ins = [self.layout(t) for t in op.inputs]
+        if all(isinstance(layout, Shared) for layout in ins):
+            return [SHARED] * len(op.outputs)
+        if op.type in _SIZES and not any(isinstance(layout, Pooled) for layout in ins):
+            return [self._size_of(op, layout) for layout in ins]
+        for layout in ins:
+            if isinstance(layout, Mixed):
+                return [layout] * len(op.outputs)
+        known = RULES.get(op.type)
+        if known is None:
+            return [Mixed(op, f"nothing is known of what {op.type} does with the rows of a batch")] * len(op.outputs)
+        found = known(op, ins, self)
+        return found if isinstance(found, list) else [found] * len(op.outputs)
+
+    def _size_of(self, op: tf.Operation, layout: Layout) -> Layout:
+        if isinstance(layout, (Shared, Rows, Mixed)):
+            return SHARED
+        return Mixed(op, "how many entries all examples have together")
+
+
+def _in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
+    """All ops that the targets depend on by data, inputs before those that use them."""
+    order: list[tf.Operation] = []
+    entered: set[tf.Operation] = set()
+    stack: list[tuple[tf.Operation, bool]] = [(t.op, False) for t in reversed(targets)]
+    while stack:
+        op, inputs_done = stack.pop()
+        if inputs_done:
+            order.append(op)
+        elif op not in entered:
+            entered.add(op)
+            stack.append((op, True))
+            stack.extend((t.op, False) for t in op.inputs if t.op not in entered)
+    return order

@@ -1,0 +1,79 @@
+"""Models for the tests of per-example gradients, and the reference: one example at a time, by plain TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from efl.privacy import per_example
+
+BATCH = 6
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A loss vector of a fresh graph and the placeholders it is made of."""
+
+    loss: tf.Tensor
+    inputs: dict[str, tf.Tensor]
+
+
+def image(name: str, *shape: int) -> tf.Tensor:
+    return tf.placeholder(tf.float32, [None, *shape], name)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(BATCH, *shape)).astype(np.float32)
+
+
+def numbers(high: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, (BATCH, *shape))
+
+
+def norms_and_sums(
+    build: Callable[[], Built], feeds: Feeds, rows: int = 1
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, tuple[np.ndarray, np.ndarray]], float]:
+    """What the engine gives and what the reference gives: variable -> (squared norms, weighted sum); the experiment."""
+    tf.reset_default_graph()
+    tf.set_random_seed(3)
+    built = build()
+    variables = tf.trainable_variables()
+    gradients = per_example.differentiate(per_example.Objective(built.loss), variables, rows=rows)
+    weights = tf.placeholder(tf.float32, [None])
+    ours = {
+        v.op.name: (gradients.squared_norm(v), tf.convert_to_tensor(gradients.weighted_sum(v, weights)))
+        for v in gradients.variables
+    }
+    experiment = gradients.experiment(tf.constant(True))
+    holds = [e.holds for e in gradients.groups.walk.expectations]
+    alone = tf.gradients(tf.reduce_sum(built.loss), gradients.variables)
+    alone = [tf.convert_to_tensor(g) for g in alone]
+    given = np.random.default_rng(1).uniform(0.2, 1.0, BATCH // rows).astype(np.float32)
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        feed: dict[Any, np.ndarray] = {t: feeds[name] for name, t in built.inputs.items()}
+        found, off, right = sess.run([ours, experiment, holds], {**feed, weights: given})
+        assert all(right)
+        singles = [sess.run(alone, {t: value[i : i + 1] for t, value in feed.items()}) for i in range(BATCH)]
+    expected = {}
+    for position, variable in enumerate(gradients.variables):
+        each = np.stack([np.ravel(single[position]) for single in singles]).astype(np.float64)
+        each = each.reshape(BATCH // rows, rows, -1).sum(1)
+        expected[variable.op.name] = ((each**2).sum(1), given.astype(np.float64) @ each)
+    return found, expected, float(off)
+
+
+def assert_equal(build: Callable[[], Built], feeds: Feeds, rows: int = 1, names: Sequence[str] = ()) -> None:
+    """Norms and sums are those of the reference, to 1e-5 of their largest."""
+    found, expected, off = norms_and_sums(build, feeds, rows)
+    assert set(found) == set(expected) and set(names) <= set(found) and found
+    for name, (squares, total) in expected.items():
+        assert squares.max() > 0, f"{name}: the test shows nothing"
+        np.testing.assert_allclose(found[name][0], squares, rtol=1e-4, atol=1e-5 * squares.max(), err_msg=name)
+        np.testing.assert_allclose(np.ravel(found[name][1]), total, rtol=0, atol=1e-5 * abs(total).max(), err_msg=name)
+    assert off < 1e-4

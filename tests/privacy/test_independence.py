@@ -1,0 +1,171 @@
+"""Whatever lets one row's loss depend on another row is refused, or found by the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from efl.errors import ModelError
+from efl.privacy import per_example
+from efl.privacy.per_example import walk
+from efl.privacy.per_example.layout import EXAMPLES
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+Make = Callable[[tf.Tensor], tf.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_graph() -> None:
+    tf.reset_default_graph()
+
+
+def _rows(h: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.tanh(h), list(range(1, h.shape.rank)))
+
+
+def _dense(x: tf.Tensor) -> tf.Tensor:
+    return tf.layers.dense(x, 4)
+
+
+def _loop(x: tf.Tensor) -> tf.Tensor:
+    def body(i: tf.Tensor, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return i + 1, tf.tanh(h) + tf.reduce_mean(h, 0)
+
+    return tf.while_loop(lambda i, h: i < 2, body, [0, _dense(x)])[1]
+
+
+def _branch(x: tf.Tensor) -> tf.Tensor:
+    return tf.cond(tf.reduce_sum(x) > 0, lambda: _dense(x), lambda: -x)
+
+
+MIXING: dict[str, tuple[Make, str]] = {
+    "centred": (lambda x: _dense(x) - tf.reduce_mean(x, 0), "Mean.*over the examples"),
+    "centred, stopped": (lambda x: _dense(x) - tf.stop_gradient(tf.reduce_mean(x, 0)), "Mean.*over the examples"),
+    "batch norm": (lambda x: tf.layers.batch_normalization(_dense(x), training=True), "over the examples"),
+    "fused batch norm": (
+        lambda x: tf.layers.batch_normalization(tf.layers.conv2d(tf.reshape(x, [-1, 2, 2, 1]), 4, 1), training=True),
+        "batch normalisation in training mode",
+    ),
+    "similarity": (lambda x: tf.matmul(_dense(x), x, transpose_b=True), "examples with one another"),
+    "similarity by einsum": (lambda x: tf.einsum("ik,jk->ij", _dense(x), x), "examples with one another"),
+    "softmax over the batch": (lambda x: tf.nn.softmax(_dense(x), axis=0), "axis|examples"),
+    "normalised over the batch": (lambda x: tf.nn.l2_normalize(_dense(x), 0), "over the examples"),
+    "reversed": (lambda x: _dense(x) * tf.reverse(x, [0]), "rows"),
+    "rolled": (lambda x: _dense(x) * tf.roll(x, 1, 0), "rows"),
+    "sorted": (lambda x: tf.sort(_dense(x), axis=0), "examples|TopK"),
+    "shuffled": (lambda x: tf.gather(_dense(x), tf.random.shuffle(tf.range(tf.shape(x)[0]))), "rows of other examples"),
+    "neighbours": (lambda x: _dense(x)[1:] * x[:-1], "rows"),
+    "cumulative": (lambda x: tf.cumsum(_dense(x), 0), "axis of the examples"),
+    "largest of the batch": (lambda x: _dense(x) / tf.reduce_max(x), "over the examples"),
+    "number of positive ones": (
+        lambda x: _dense(x) / tf.cast(tf.shape(tf.where(x > 0))[0], tf.float32),
+        "entries all examples have",
+    ),
+    "reshaped across rows": (lambda x: tf.reshape(tf.reshape(_dense(x), [-1, 3]), [-1, 4]), "parts of several"),
+    "a loop": (_loop, "nothing is known of what .*While"),
+    "a branch on the batch": (_branch, "over the examples|nothing is known"),
+    "python": (
+        lambda x: tf.numpy_function(lambda a: a[::-1], [_dense(x)], tf.float32),
+        "nothing is known of what PyFunc",
+    ),
+    "another order of axes": (lambda x: tf.transpose(_dense(x)), "first axis|examples"),
+    "a column beside a vector": (lambda x: tf.reduce_sum(_dense(x), 1) + x[:, :1], "different axes"),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixed_rows_are_refused(name: str) -> None:
+    make, why = MIXING[name]
+    x = tf.placeholder(tf.float32, [None, 4], "x")
+    h = make(x)
+    if h.shape.rank is None:
+        h = tf.ensure_shape(h, [None, 4])
+    with pytest.raises(ModelError, match=f"(?s){why}"):
+        per_example.differentiate(per_example.Objective(_rows(h)), tf.trainable_variables())
+
+
+def test_an_op_that_is_ignored_would_give_a_wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a rule that wrongly says of ReverseV2 that rows stay, norms are wrong, and the experiment shows it."""
+    monkeypatch.setitem(walk.RULES, "ReverseV2", lambda op, ins, walk: EXAMPLES)
+    x = tf.placeholder(tf.float32, [None, 4], "x")
+    h = tf.layers.dense(x, 4, use_bias=False, name="layer")
+    loss = tf.reduce_sum(h * tf.reverse(tf.tanh(h), [0]), 1)
+    gradients = per_example.differentiate(per_example.Objective(loss), tf.trainable_variables())
+    norms = gradients.squared_norm(gradients.variables[0])
+    off = gradients.experiment(tf.constant(True))
+    value = np.random.default_rng(0).normal(size=(5, 4))
+    alone = [tf.reduce_sum(tf.square(tf.gradients(loss[i], gradients.variables[0])[0])) for i in range(5)]
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        found, deviation, right = sess.run([norms, off, alone], {x: value})
+    assert not np.allclose(found, right, rtol=0.05)
+    assert deviation > 0.05
+
+
+def test_the_experiment_costs_nothing_where_it_is_not_wanted() -> None:
+    calls = []
+
+    @tf.custom_gradient
+    def watched(h: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        def grad(d: tf.Tensor) -> tf.Tensor:
+            out = tf.numpy_function(lambda a: (calls.append(1), a)[1], [d], tf.float32)
+            return tf.ensure_shape(out, d.shape)
+
+        return tf.identity(h), grad
+
+    x, wanted = tf.placeholder(tf.float32, [None, 4]), tf.placeholder(tf.bool, [])
+    gradients = per_example.differentiate(per_example.Objective(_rows(watched(_dense(x)))), tf.trainable_variables())
+    off = gradients.experiment(wanted)
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        for want, passes in ((False, 1), (True, 2), (False, 1)):
+            calls.clear()
+            assert sess.run(off, {x: np.ones([3, 4]), wanted: want}) < 1e-5
+            assert len(calls) == passes
+
+
+def test_a_loss_of_the_wrong_length() -> None:
+    x, y = tf.placeholder(tf.float32, [None, 4]), tf.placeholder(tf.float32, [None])
+    gradients = per_example.differentiate(per_example.Objective(_rows(_dense(x)) * y), tf.trainable_variables())
+    expectations = gradients.groups.walk.expectations
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        holds = [e.holds for e in expectations]
+        assert all(sess.run(holds, {x: np.ones([3, 4]), y: np.ones(3)}))
+        assert not all(sess.run(holds, {x: np.ones([3, 4]), y: np.ones(1)}))  # one label for all rows
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((), "needs a vector with one value for each row"),
+        ((None, 3), r"reduce other axes with tf.reduce_mean\(loss, axis=\[1, …\]\)"),
+    ],
+)
+def test_a_loss_of_another_shape(shape: tuple[int | None, ...], message: str) -> None:
+    h = _dense(tf.placeholder(tf.float32, [None, 4]))
+    loss = tf.reduce_mean(h) if shape == () else h[:, :3]
+    with pytest.raises(ModelError, match=message):
+        per_example.differentiate(per_example.Objective(loss), tf.trainable_variables())
+
+
+def test_static_sizes_are_compared_when_the_graph_is_built() -> None:
+    x, y = tf.placeholder(tf.float32, [8, 4], "rows"), tf.placeholder(tf.float32, [4, 1], "labels")
+    loss = tf.reduce_sum(tf.reshape(_dense(x), [4, 8]), 1) + y[:, 0]
+    with pytest.raises(ModelError, match=r"(?s)the input 'rows' has another number of rows than .*: 8, 4"):
+        per_example.differentiate(per_example.Objective(loss), tf.trainable_variables())
+
+
+def test_a_loss_that_sees_no_input() -> None:
+    weights = tf.get_variable("w", [5])
+    with pytest.raises(ModelError, match="depends on no row of the batch"):
+        per_example.differentiate(per_example.Objective(weights**2), [weights])
+
+
+def test_a_microbatch_that_does_not_divide_the_batch() -> None:
+    x = tf.placeholder(tf.float32, [8, 4])
+    with pytest.raises(ModelError, match="no multiple of a micro-batch's 3 rows"):
+        per_example.differentiate(per_example.Objective(_rows(_dense(x))), tf.trainable_variables(), rows=3)

@@ -1,0 +1,229 @@
+"""Norms and clipped sums by factors equal the gradients of one example at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from tests.privacy.graphs import Built, assert_equal, image, numbers, random
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_detour(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> None:
+    """A layer that has a rule must not quietly take the slow way."""
+    caplog.set_level(logging.WARNING, "efl")
+    yield
+    slow = [r.getMessage() for r in caplog.get_records("call") if "no fast rule" in r.getMessage()]
+    assert bool(slow) == ("detour" in request.node.name), slow
+
+
+def _values(loss: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.tanh(loss), list(range(1, loss.shape.rank)))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (2, 1), ((1, 2), 1), (1, 2)])
+def test_convolution_pooling_dense(padding: str, strides: object, dilation: int, rows: int) -> None:
+    def build() -> Built:
+        x, y = image("x", 12, 12, 3), tf.placeholder(tf.int64, [None], "y")
+        h = tf.layers.conv2d(x, 4, 3, strides=strides, padding=padding, dilation_rate=dilation, activation="relu")
+        h = tf.layers.max_pooling2d(h, 2, 1)
+        h = tf.layers.conv2d(h, 9, 2, activation="relu")  # nine channels: its patches are gathered
+        h = tf.layers.conv2d(h, 9, 2, activation="relu")
+        h = tf.layers.dense(tf.layers.flatten(h), 8, activation="tanh")
+        logits = tf.layers.dense(h, 5)
+        return Built(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits), {"x": x, "y": y})
+
+    assert_equal(build, {"x": random(12, 12, 3), "y": numbers(5)}, rows)
+
+
+def test_convolution_of_a_kernel_too_large_for_products() -> None:
+    def build() -> Built:
+        x = image("x", 5, 5, 16)
+        return Built(_values(tf.layers.conv2d(x, 256, 3, padding="same")), {"x": x})  # 9 * 16 * 256 numbers an example
+
+    assert_equal(build, {"x": random(5, 5, 16)})
+
+
+def test_convolutions_of_other_kinds() -> None:
+    def build() -> Built:
+        x = image("x", 12, 12, 3)
+        kernel = tf.get_variable("depthwise", [3, 3, 3, 2])
+        h = tf.nn.depthwise_conv2d(x, kernel, [1, 2, 2, 1], "SAME")
+        h = tf.layers.separable_conv2d(h, 5, 3)
+        h = tf.layers.conv2d_transpose(h, 4, 3, strides=2, padding="same")
+        h = tf.nn.conv2d(h, tf.get_variable("explicit", [3, 2, 4, 3]), 1, [[0, 0], [1, 0], [2, 1], [0, 0]])
+        return Built(_values(h), {"x": x})
+
+    assert_equal(build, {"x": random(12, 12, 3)}, names=["depthwise", "explicit"])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_and_three_dimensions(rows: int) -> None:
+    def build() -> Built:
+        x, v = image("x", 12, 3), image("v", 4, 5, 6, 2)
+        h = tf.layers.conv1d(tf.layers.conv1d(x, 4, 3, padding="same", dilation_rate=2), 4, 2, activation="tanh")
+        w = tf.layers.conv3d(tf.tanh(tf.layers.conv3d(v, 4, 2, padding="same", strides=(1, 2, 1))), 3, 2)
+        return Built(_values(h) + _values(w), {"x": x, "v": v})
+
+    assert_equal(build, {"x": random(12, 3), "v": random(4, 5, 6, 2)}, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sequences_normalisation_attention(rows: int) -> None:
+    def build() -> Built:
+        x = image("x", 5, 7)
+        shared = tf.get_variable("shared", [7, 7])
+        h = tf.keras.layers.LayerNormalization()(tf.layers.dense(x, 7, activation="relu"))
+        h = tf.einsum("btk,nk->btn", tf.tensordot(h, shared, 1), shared)  # read twice, once transposed
+        h = h + tf.get_variable("scale", [7]) * h
+        query = tf.keras.layers.Dense(4)(h)
+        h = tf.matmul(tf.nn.softmax(tf.matmul(query, query, transpose_b=True)), h)
+        h *= tf.get_variable("temperature", [])
+        return Built(tf.reduce_mean(tf.square(h), [1, 2]), {"x": x})
+
+    assert_equal(build, {"x": random(5, 7)}, rows, names=["shared", "scale", "temperature"])
+
+
+@pytest.mark.parametrize("cell", [tf.nn.rnn_cell.LSTMCell, tf.nn.rnn_cell.GRUCell, tf.nn.rnn_cell.BasicRNNCell])
+def test_unrolled_recurrence(cell: Callable[[int], object]) -> None:
+    def build() -> Built:
+        x = image("x", 5, 7)
+        steps = tf.unstack(tf.transpose(x, [1, 0, 2]), 5)  # time first
+        outputs, _ = tf.nn.static_rnn(cell(6), steps, dtype=tf.float32)
+        return Built(_values(outputs[-1]), {"x": x})
+
+    assert_equal(build, {"x": random(5, 7)})
+
+
+def test_time_first_in_one_product() -> None:
+    def build() -> Built:
+        x = image("x", 5, 7)
+        flat = tf.reshape(tf.transpose(x, [1, 0, 2]), [-1, 7])
+        h = tf.reshape(tf.layers.dense(flat, 3), [5, -1, 3])
+        return Built(tf.reduce_sum(tf.tanh(h), [0, 2]), {"x": x})
+
+    assert_equal(build, {"x": random(5, 7)})
+
+
+def test_two_views_through_one_network() -> None:
+    def build() -> Built:
+        x, z = image("x", 7), image("z", 7)
+        h = tf.layers.dense(tf.concat([x, z], 0), 3, activation="tanh")
+        left, right = tf.reshape(h, [2, -1, 3])[0], tf.reshape(h, [2, -1, 3])[1]
+        return Built(tf.reduce_sum(left * right, 1), {"x": x, "z": z})
+
+    assert_equal(build, {"x": random(7), "z": random(7, seed=5)})
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_variable_used_several_times_in_several_ways(rows: int) -> None:
+    """Outer products, a gradient as a whole, a penalty of the weights, rows: all cross terms."""
+
+    def build() -> Built:
+        x, ids = image("x", 5, 4), tf.placeholder(tf.int64, [None, 3], "ids")
+        table = tf.get_variable("table", [9, 4])
+        looked = tf.nn.embedding_lookup(table, ids)  # rows; the same id several times in an example
+        scores = tf.einsum("btk,vk->btv", tf.tanh(x), table)  # tied output
+        added = tf.reduce_sum(tf.square(table + tf.reduce_sum(x, 1)[:, tf.newaxis, :]), [1, 2])  # as a whole
+        loss = tf.reduce_sum(tf.tanh(looked), [1, 2]) + tf.reduce_sum(tf.tanh(scores), [1, 2]) + added
+        return Built(loss + 0.3 * tf.nn.l2_loss(table), {"x": x, "ids": ids})
+
+    assert_equal(build, {"x": random(5, 4), "ids": numbers(9, 3)}, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_lookups(rows: int) -> None:
+    def build() -> Built:
+        one, many = (tf.placeholder(tf.int64, shape, name) for name, shape in (("one", [None]), ("many", [None, 4])))
+        a = tf.nn.embedding_lookup(tf.get_variable("a", [11, 3]), one)
+        b = tf.nn.embedding_lookup(tf.get_variable("b", [5, 3]), many)
+        return Built(tf.reduce_sum(tf.tanh(a), 1) + tf.reduce_sum(tf.tanh(b), [1, 2]), {"one": one, "many": many})
+
+    assert_equal(build, {"one": numbers(11), "many": numbers(5, 4)}, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+def test_feature_columns(combiner: str, rows: int) -> None:
+    """Sparse ids with empty rows and repeated ids, one-hot columns, weights; a table that two columns share."""
+
+    def build() -> Built:
+        ids, tags = tf.placeholder(tf.int64, [None, 3], "ids"), tf.placeholder(tf.string, [None, 2], "tags")
+        column = tf.feature_column
+        by_id = column.categorical_column_with_identity("ids", 7)
+        by_tag = column.categorical_column_with_hash_bucket("tags", 5)
+        columns = [
+            column.embedding_column(by_id, 4, combiner=combiner),
+            column.embedding_column(by_tag, 2, combiner=combiner),
+            column.indicator_column(by_id),
+            column.bucketized_column(column.numeric_column("value"), [-0.5, 0.5]),
+        ]
+        value = image("value", 1)
+        features = {"ids": ids, "tags": tags, "value": value}
+        h = tf.layers.dense(tf.feature_column.input_layer(features, columns), 3, activation="tanh")
+        linear = tf.feature_column.linear_model(features, [by_id, by_tag])
+        return Built(tf.reduce_sum(h, 1) + linear[:, 0] * h[:, 1], dict(features))
+
+    ids = numbers(7, 3)
+    ids[1, 1:] = -1  # absent
+    ids[2] = -1  # an example without any
+    ids[3] = 4  # one id three times
+    tags = np.array([[b"a", b"b"], [b"a", b"a"], [b"c", b""], [b"", b""], [b"b", b""], [b"e", b"f"]], object)
+    assert_equal(build, {"ids": ids, "tags": tags, "value": random(1)}, rows)
+
+
+def test_inference_normalisation_and_stopped_gradients() -> None:
+    def build() -> Built:
+        x = image("x", 6, 6, 3)
+        h = tf.layers.batch_normalization(tf.layers.conv2d(x, 4, 3), training=False)
+        frozen = tf.stop_gradient(tf.layers.dense(tf.layers.flatten(h), 4, name="frozen"))
+        return Built(tf.reduce_sum(tf.layers.dense(tf.tanh(frozen), 2), 1) + _values(h), {"x": x})
+
+    assert_equal(build, {"x": random(6, 6, 3)})
+
+
+def test_a_variable_behind_a_stopped_gradient_is_not_trained() -> None:
+    from efl.privacy import per_example
+
+    tf.reset_default_graph()
+    x = image("x", 4)
+    h = tf.layers.dense(tf.stop_gradient(tf.layers.dense(x, 3, name="frozen")), 2, name="trained")
+    found = per_example.differentiate(per_example.Objective(tf.reduce_sum(h, 1)), tf.trainable_variables())
+    assert {v.op.name for v in found.variables} == {"trained/kernel", "trained/bias"}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_detour_is_exact(rows: int) -> None:
+    """What has no rule: a normalised kernel, a learned token beside the input, a weight in a quotient of powers."""
+
+    def build() -> Built:
+        x = image("x", 6)
+        kernel = tf.nn.l2_normalize(tf.get_variable("kernel", [6, 4]), 0)
+        token = tf.tile(tf.get_variable("token", [1, 4]), [tf.shape(x)[0], 1])
+        h = tf.concat([tf.matmul(x, kernel), token], 1)
+        slope = tf.get_variable("slope", [8])
+        h = tf.maximum(h, slope * h) ** 2 / (1 + slope**2)
+        return Built(tf.reduce_sum(h, 1, keepdims=True), {"x": x})
+
+    assert_equal(build, {"x": random(6)}, rows, names=["kernel", "token", "slope"])
+
+
+def test_elements_of_all_kinds() -> None:
+    def build() -> Built:
+        x = image("x", 3, 4)
+        shapes = [[4], [3, 1], [1, 3, 4], [3, 4], [4], [4]]
+        v = [tf.get_variable(f"v{i}", shape) for i, shape in enumerate(shapes)]
+        h = tf.maximum(x, v[0]) - v[1]
+        h = tf.squared_difference(h, v[2]) / (3.0 + x * v[3])
+        h = tf.where(x > 0, h * v[4], h) + tf.minimum(x, v[5])
+        return Built(_values(h), {"x": x})
+
+    assert_equal(build, {"x": random(3, 4)}, names=[f"v{i}" for i in range(6)])
