@@ -21,12 +21,22 @@ from typing import TYPE_CHECKING, Any
 from efl import _tensorflow
 
 if TYPE_CHECKING:
-    from efl import data, errors, hooks, metrics, optimizer_fn, procedure_fn, settings, stage
+    from efl import data, errors, hooks, metrics, optimizer_fn, privacy, procedure_fn, settings, stage
     from efl._task_scope import MODE, TaskScope, current_task_scope, task_scope
     from efl.communicator import Communicator
     from efl.federal_model import FederalModel
     from efl.federal_sample import FederalSample
     from efl.model import Model
+    from efl.privacy.optimizers import (
+        DPAdagradGaussianOptimizer,
+        DPAdagradOptimizer,
+        DPAdamGaussianOptimizer,
+        DPAdamOptimizer,
+        DPGradientDescentGaussianOptimizer,
+        DPGradientDescentOptimizer,
+        make_gaussian_optimizer_class,
+        make_optimizer_class,
+    )
     from efl.sample import Sample
     from efl.stage import Stage
 
@@ -35,6 +45,12 @@ __version__ = "0.1.0"
 __all__ = [
     "MODE",
     "Communicator",
+    "DPAdagradGaussianOptimizer",
+    "DPAdagradOptimizer",
+    "DPAdamGaussianOptimizer",
+    "DPAdamOptimizer",
+    "DPGradientDescentGaussianOptimizer",
+    "DPGradientDescentOptimizer",
     "FederalModel",
     "FederalSample",
     "Model",
@@ -46,8 +62,11 @@ __all__ = [
     "data",
     "errors",
     "hooks",
+    "make_gaussian_optimizer_class",
+    "make_optimizer_class",
     "metrics",
     "optimizer_fn",
+    "privacy",
     "procedure_fn",
     "settings",
     "stage",
@@ -58,6 +77,12 @@ __all__ = [
 _SOURCES = {
     "MODE": "efl._task_scope",
     "Communicator": "efl.communicator",
+    "DPAdagradGaussianOptimizer": "efl.privacy.optimizers",
+    "DPAdagradOptimizer": "efl.privacy.optimizers",
+    "DPAdamGaussianOptimizer": "efl.privacy.optimizers",
+    "DPAdamOptimizer": "efl.privacy.optimizers",
+    "DPGradientDescentGaussianOptimizer": "efl.privacy.optimizers",
+    "DPGradientDescentOptimizer": "efl.privacy.optimizers",
     "FederalModel": "efl.federal_model",
     "FederalSample": "efl.federal_sample",
     "Model": "efl.model",
@@ -68,8 +93,11 @@ _SOURCES = {
     "data": "efl.data",
     "errors": "efl.errors",
     "hooks": "efl.hooks",
+    "make_gaussian_optimizer_class": "efl.privacy.optimizers",
+    "make_optimizer_class": "efl.privacy.optimizers",
     "metrics": "efl.metrics",
     "optimizer_fn": "efl.optimizer_fn",
+    "privacy": "efl.privacy",
     "procedure_fn": "efl.procedure_fn",
     "settings": "efl.settings",
     "stage": "efl.stage",

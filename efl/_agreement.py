@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from efl._checkpoint import Known
@@ -35,6 +35,8 @@ class Facts:
       seed: The leader's: what both do at random together follows from it. The follower tells none.
       fit: Number of this ``fit`` in its program, from 1.
       procedures: Of this fit and those before it, at most ``REMEMBERED`` of them, the current one last.
+      wanted: Training scope -> whether it needs returned gradients row by row, undivided.
+      given: Training scope -> "", or why it cannot return gradients so.
     """
 
     checkpoints: tuple[Known, ...]
@@ -46,6 +48,8 @@ class Facts:
     seed: int | None
     fit: int
     procedures: tuple[str, ...]
+    wanted: Mapping[str, bool] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON values."""
@@ -59,6 +63,8 @@ class Facts:
             "seed": self.seed,
             "fit": self.fit,
             "procedures": list(self.procedures),
+            "wanted": dict(self.wanted),
+            "given": dict(self.given),
         }
 
     def by_number(self) -> dict[int, str]:
@@ -83,6 +89,8 @@ class Facts:
                 None if told["seed"] is None else _count(told["seed"]),
                 _count(told["fit"]),
                 tuple(_text(procedure, _MAX_PROCEDURE) for procedure in told["procedures"]),
+                {_text(scope, 300): _truth(wants) for scope, wants in told["wanted"].items()},
+                {_text(scope, 300): _text(why, 300) for scope, why in told["given"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(

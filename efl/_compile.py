@@ -87,6 +87,7 @@ def _compile_loss(model: Model, scope: TaskScope, name: str) -> list[Any]:
         loss = as_graph_tensor(returned, f"loss_fn of {name} returned something that is no loss")
         if not loss.dtype.is_floating:
             raise ModelError(f"loss_fn of {name} returned a {loss.dtype.name} tensor: expected floating point")
+        program.loss_given = loss
         loss = model._opt_config.to_scalar(loss, f"loss_fn of {name}")
     program.loss, program.has_loss = loss, True
     if scope.task not in model._opt_fns and tf.trainable_variables():
@@ -113,8 +114,14 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
             f"loss_fn of {name} returned no loss of its own, and no send requires a gradient: nothing would train. "
             "Return a loss, or send with require_grad=True"
         )
-    derived = gradients.differentiate(loss, sent, variables, [tensor for _, tensor in received])
-    model._return_gradients(scope, derived.received)
+    private = [optimizer for optimizer in assignments if gradients.is_private(optimizer)]
+    if private:
+        from efl.privacy import _training as private_training  # only who asks for privacy pays for it
+
+        derived = private_training.differentiate(model, program, assignments, private, sent, received, name)
+    else:
+        derived = gradients.differentiate(loss, sent, variables, [tensor for _, tensor in received])
+    model._return_gradients(scope, derived.received, undivided=bool(private))
     by_variable = dict(zip(variables, derived.variables))
     exchange = model._exchange_ops(scope, program.sample)
     gate = [op for g in derived.variables for op in gradients.finished(g)] + derived.received + exchange

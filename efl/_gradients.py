@@ -23,6 +23,7 @@ _log = logging.getLogger("efl")
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 REDUCTIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {"mean": tf.reduce_mean, "sum": tf.reduce_sum}
 BACKEND_MODES = ("noise", "unnoise")
+_KEYS = ("REDUCE", "BACKEND_MODE", "BATCH_SIZE", "NUM_EXAMPLES")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,15 @@ class OptConfig:
       reduce: Makes a scalar of a loss vector: ``"mean"``, ``"sum"`` or a callable.
       backend_mode: Whether differential privacy noises returned gradients; nothing else reads it.
       is_mode_given: Whether the user chose the ``backend_mode``.
+      batch_size: Nominal rows of a batch, for differential privacy; None: as the data's reader says.
+      num_examples: Rows of the training data, for differential privacy; None: as the data's reader says.
     """
 
     reduce: str | Callable[[tf.Tensor], tf.Tensor] = "mean"
     backend_mode: str = "noise"
     is_mode_given: bool = False
+    batch_size: int | None = None
+    num_examples: int | None = None
 
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None) -> OptConfig:
@@ -50,18 +55,21 @@ class OptConfig:
             return cls()
         if not isinstance(config, Mapping):
             raise ConfigError(
-                f"opt_config is a {type(config).__name__}: expected a dict with keys REDUCE and BACKEND_MODE"
+                f"opt_config is a {type(config).__name__}: expected a dict with keys among {', '.join(_KEYS)}"
             )
-        unknown = sorted(set(map(str, config)) - {"REDUCE", "BACKEND_MODE"})
+        unknown = sorted(set(map(str, config)) - set(_KEYS))
         if unknown:
-            raise ConfigError(f"opt_config has unknown keys {', '.join(unknown)}; known are REDUCE and BACKEND_MODE")
+            raise ConfigError(f"opt_config has unknown keys {', '.join(unknown)}; known are {', '.join(_KEYS)}")
         reduce = config.get("REDUCE", "mean")
         if not callable(reduce) and not (isinstance(reduce, str) and reduce in REDUCTIONS):
             raise ConfigError(f"opt_config REDUCE={reduce!r}: expected 'mean', 'sum' or a callable")
         mode = config.get("BACKEND_MODE", "noise")
         if not (isinstance(mode, str) and mode in BACKEND_MODES):
             raise ConfigError(f"opt_config BACKEND_MODE={mode!r}: expected 'noise' or 'unnoise'")
-        return cls(reduce, mode, "BACKEND_MODE" in config)
+        batch, examples = (_size(config, key) for key in ("BATCH_SIZE", "NUM_EXAMPLES"))
+        if batch is not None and examples is not None and batch > examples:
+            raise ConfigError(f"opt_config BATCH_SIZE={batch}: more rows than NUM_EXAMPLES={examples}")
+        return cls(reduce, mode, "BACKEND_MODE" in config, batch, examples)
 
     def warn_if_unread(self, optimizers: Iterable[Any]) -> None:
         """Logs that a ``BACKEND_MODE`` was chosen which none of the optimizers reads.
@@ -70,7 +78,7 @@ class OptConfig:
         noise believes that there is some.
         """
         held = list(optimizers)
-        if not self.is_mode_given or any(getattr(optimizer, "reads_backend_mode", False) for optimizer in held):
+        if not self.is_mode_given or any(map(is_private, held)):
             return
         names = ", ".join(sorted({type(optimizer).__name__ for optimizer in held})) or "none"
         _log.warning(
@@ -94,6 +102,13 @@ class OptConfig:
         if scalar.shape.rank not in (0, None):
             raise ModelError(f"{where}: REDUCE returned a tensor of shape {scalar.shape}, expected a scalar")
         return scalar
+
+
+def _size(config: Mapping[str, Any], key: str) -> int | None:
+    size = config.get(key)
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ConfigError(f"opt_config {key}={size!r}: expected a positive number of rows")
+    return size
 
 
 @dataclass(frozen=True)
@@ -151,8 +166,13 @@ def surrogate(loss: tf.Tensor | None, sent: Sequence[Sent]) -> tf.Tensor:
 
 
 def differentiates_itself(optimizer: Any) -> bool:
-    """Whether an optimizer replaces ``compute_gradients`` (loss scaling, clipping, privacy ...)."""
-    return type(optimizer).compute_gradients is not tf.train.Optimizer.compute_gradients
+    """Whether an optimizer replaces ``compute_gradients`` (loss scaling, clipping ...), the private ones aside."""
+    return not is_private(optimizer) and (type(optimizer).compute_gradients is not tf.train.Optimizer.compute_gradients)
+
+
+def is_private(optimizer: Any) -> bool:
+    """Whether an optimizer is one of ``efl.privacy.optimizers``."""
+    return bool(getattr(optimizer, "reads_backend_mode", False))
 
 
 def finished(gradient: Gradient) -> list[tf.Tensor]:

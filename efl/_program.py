@@ -77,6 +77,7 @@ class Program:
       scope: Task and mode.
       sample: What ``input_fn`` returned.
       loss: Scalar loss of this party, or None where only the peer's gradients drive it.
+      loss_given: What its ``loss_fn`` returned, before it was reduced to a scalar.
       has_loss: Its ``loss_fn`` has been called: ``loss`` is final.
       op: Everything a step does.
       metrics: By name.
@@ -92,6 +93,7 @@ class Program:
     scope: TaskScope
     sample: Any = None
     loss: tf.Tensor | None = None
+    loss_given: tf.Tensor | None = None
     has_loss: bool = False
     op: tf.Operation | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)

@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 
 from efl import _agreement as agreement
 from efl import _readers
+from efl import _undivided as undivided
 from efl._agreement import Facts, Start
 from efl._checkpoint import Known
 from efl._keeping import Keeping
@@ -85,6 +86,7 @@ class Run:
         self._fit = self.keeping.fit
         self.leaving = Leaving(model, self.keeping, self._role)
         self._called_peer = False
+        self._peer_wants: Mapping[str, bool] = {}
         self._began_cold = False
         self._began_at = 0
         folder = self.keeping.folder
@@ -109,6 +111,7 @@ class Run:
                 self._store.lock()
             with self.leaving.signals:
                 if not self._was_done_before():
+                    self._open_noise()
                     self._execute()
             model.fits.append(self._procedure.describe())
             self.leaving.signals.raise_late()
@@ -125,6 +128,8 @@ class Run:
             raise
         finally:
             self.reporter.close()
+            if model._noise_holder is not None:
+                model._noise_holder.close()
             if self._store is not None:
                 self._store.unlock()
 
@@ -173,6 +178,24 @@ class Run:
             if failure is not None:
                 _log.warning("%s is done; whether its peer is, nobody knows: %s", self._role, failure)
         self._model.session.end(self._hooks())
+
+    def _open_noise(self) -> None:
+        """Opens the secret seed and the ledger of private optimizers."""
+        holder, folder = self._model._noise_holder, self.keeping.folder
+        if holder is None or not self._procedure.trains:
+            return
+        if folder is None:
+            _log.warning(
+                "%s: no checkpoint_dir, so the noise seed and the ledger of what is released end with this process",
+                self._role,
+            )
+        if holder.open(None if folder is None else folder / "privacy"):
+            _log.warning(
+                "%s: the noise seed of %s is gone; a new one was made. Steps that are taken again get other noise, and "
+                "count as further releases",
+                self._role,
+                folder,
+            )
 
     def _say_nothing_to_do(self) -> None:
         _log.info(
@@ -251,6 +274,8 @@ class Run:
             seed=None if self._role == "follower" else agreement.shared_seed(self._own_seed()),
             fit=self._fit,
             procedures=(*model.fits, self._procedure.describe())[-agreement.REMEMBERED :],
+            wanted=model._undivided.wanted,
+            given=model._undivided.given,
         )
 
     def _agree(self, lost: PeerLost | None) -> Start:
@@ -275,6 +300,7 @@ class Run:
                 stubborn=lost is not None,
             )
             peer = Facts.parse(told, communicator.peer_role)
+            self._peer_wants = peer.wanted
             self._meet_in_one_fit(mine, peer)
         self.keeping.peer_saves = peer.save_steps is not None
         leader = peer if self._role == "follower" else mine
@@ -306,6 +332,7 @@ class Run:
         try:
             mine, peer = self._facts(), Facts.parse(facts, peer_role)
             reasons = agreement.different_programs(mine, peer, self._role, peer_role)
+            reasons += undivided.impossible(mine, peer, self._role, peer_role)
             if reasons or not replaces or not self.keeping.recoverable:
                 return reasons
             mine = replace(mine, warm=False)
@@ -362,6 +389,7 @@ class Run:
             return
         if self._communicator is not None:
             self._communicator.bind(raw)
+            model._undivided.apply(raw, self._peer_wants)
         model.session.start(self._hooks())
         if fresh:
             _readers.initialize(raw)

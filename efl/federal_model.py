@@ -260,8 +260,10 @@ class FederalModel(Model):
     def _received(self, scope: TaskScope) -> list[tuple[str, tf.Tensor]]:
         return [(name, tensor) for name, (tensor, grad) in self._receives.get(scope, {}).items() if grad]
 
-    def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor]) -> None:
-        for (name, _), gradient in zip(self._received(scope), gradients):
+    def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor], undivided: bool) -> None:
+        program = self._programs[scope]
+        for (name, _), computed in zip(self._received(scope), gradients):
+            gradient = self._undivided.as_wanted(scope, program, computed, undivided, self._opt_config)
             op = self._communicator.send(f"{name}/grad", gradient, scope=scope)
             self._send_ops.setdefault(scope, []).append(op)
 
@@ -276,6 +278,9 @@ class FederalModel(Model):
                     "step of it, and the peer would wait for ever; tasks that have one: "
                     f"{', '.join(map(repr, have)) or 'none'}"
                 )
+        for scope, program in self._programs.items():
+            if scope.mode is MODE.TRAIN:
+                self._undivided.note(program, self._sent(scope), self._received(scope), self._opt_config)
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         # In training only what comes back as a gradient drives; what was merely shown to the peer is still a loss.

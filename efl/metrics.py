@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from efl._metric_checks import check
+from efl._graph_checks import check
 from efl.errors import ModelError
 
 __all__ = ["auc", "gauc"]

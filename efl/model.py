@@ -29,6 +29,7 @@ from efl._run import Run
 from efl._session import HookedSession
 from efl._steps import Solo
 from efl._task_scope import MODE, TaskScope
+from efl._undivided import Undivided
 from efl.errors import ConfigError, EflError, ModelError
 from efl.hooks import Reporter
 from efl.settings import Settings
@@ -36,6 +37,7 @@ from efl.stage import Stage, StageManager
 
 if TYPE_CHECKING:
     from efl._gradients import Sent
+    from efl.privacy._holder import NoiseHolder
     from efl.procedure_fn import Procedure
 
 _log = logging.getLogger("efl")
@@ -82,6 +84,8 @@ class Model(Definition):
         self.shared_seed = 0
         super().__init__()
         self._opt_config = OptConfig()
+        self._undivided = Undivided()
+        self._noise_holder: NoiseHolder | None = None
         self._session_config: tf.ConfigProto | None = None
         self._session: HookedSession | None = None
         self._run: Run | None = None
@@ -239,6 +243,15 @@ class Model(Definition):
           What it returned; None for a skipped stage.
         """
         return self._stage_manager.stage(self, name, stage_or_func, *args, **kwargs)
+
+    @property
+    def _noise(self) -> NoiseHolder:
+        """Adds noise for private optimizers."""
+        if self._noise_holder is None:
+            from efl.privacy._holder import NoiseHolder  # only who trains privately needs it
+
+            self._noise_holder = NoiseHolder()
+        return self._noise_holder
 
     # ---- looking at it -------------------------------------------------------------------------------------------
 
@@ -417,7 +430,7 @@ class Model(Definition):
     def _received(self, scope: TaskScope) -> list[tuple[str, tf.Tensor]]:
         return []
 
-    def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor]) -> None:
+    def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor], undivided: bool) -> None:
         pass
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
@@ -465,6 +478,10 @@ class Model(Definition):
 
     def _explain_reading(self, program: Program, error: Exception) -> None:
         _readers.raise_if_explained(program, error)
+
+    def _raise_if_not_noised(self) -> None:
+        if self._noise_holder is not None and self._noise_holder.error is not None:
+            raise self._noise_holder.error
 
     def _own_end(self, program: Program, error: Exception) -> None:
         _readers.raise_unless_end(program, error, self._who)

@@ -120,6 +120,11 @@ class DataIO:
 
     # ---- before read() -------------------------------------------------------------------------------------------
 
+    @property
+    def batch_size(self) -> int:
+        """Records in a batch."""
+        return self._plan.batch_size
+
     def add_file_node(self, node: str) -> None:
         """Reads a sub-folder of the base folder; without any, all of it is read.
 

@@ -1,1 +1,28 @@
-"""Differential privacy: optimizers, noise, accounting."""
+"""Differential privacy: optimizers, per-example gradients, noise, accounting.
+
+The names are in ``efl`` too. What is promised, to whom, stands in the documentation, under "Differential privacy".
+"""
+
+from __future__ import annotations
+
+from efl.privacy.optimizers import (
+    DPAdagradGaussianOptimizer,
+    DPAdagradOptimizer,
+    DPAdamGaussianOptimizer,
+    DPAdamOptimizer,
+    DPGradientDescentGaussianOptimizer,
+    DPGradientDescentOptimizer,
+    make_gaussian_optimizer_class,
+    make_optimizer_class,
+)
+
+__all__ = [
+    "DPAdagradGaussianOptimizer",
+    "DPAdagradOptimizer",
+    "DPAdamGaussianOptimizer",
+    "DPAdamOptimizer",
+    "DPGradientDescentGaussianOptimizer",
+    "DPGradientDescentOptimizer",
+    "make_gaussian_optimizer_class",
+    "make_optimizer_class",
+]

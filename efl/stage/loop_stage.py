@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from efl._graph import as_graph_tensor
-from efl._metric_checks import raise_if_refused
+from efl._graph_checks import raise_if_refused
 from efl._steps import marks
 from efl._task_scope import MODE
 from efl.errors import ConfigError, NonFiniteLoss
@@ -112,6 +112,7 @@ class LoopStage(Stage):
                 if interruption is not None:
                     model._check_signals()
                     model._explain_reading(program, interruption)
+                    model._raise_if_not_noised()
                     if not pace.interrupted(scope):
                         raise_if_refused(interruption, model._who, step, scope.wire)
                         model._own_end(program, interruption)

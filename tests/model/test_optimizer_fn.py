@@ -167,9 +167,8 @@ def test_a_backend_mode_that_was_not_chosen_is_not_told(toy, caplog, config):
 
 
 def test_a_backend_mode_that_an_optimizer_reads_is_not_told(toy, caplog):
-    class Private(SGD):
-        reads_backend_mode = True
-
-    model = toy.model().optimizer_fn(efl.optimizer_fn.optimizer_setter(Private(0.1)))
+    private = efl.DPGradientDescentGaussianOptimizer(l2_norm_clip=1.0, noise_multiplier=1.0, learning_rate=0.1)
+    model = toy.model().optimizer_fn(efl.optimizer_fn.optimizer_setter(private))
+    model.loss_fn(lambda m, sample: tf.reduce_sum(tf.square(sample["label"] - toy.net(sample)), 1))
     model.compile(opt_config={"BACKEND_MODE": "noise"})
     assert "BACKEND_MODE" not in caplog.text

@@ -10,6 +10,6 @@
 
 from __future__ import annotations
 
-from efl.privacy.per_example.engine import Objective, PerExample, differentiate
+from efl.privacy.per_example.engine import Objective, PerExample, as_vector, check, differentiate
 
-__all__ = ["Objective", "PerExample", "differentiate"]
+__all__ = ["Objective", "PerExample", "as_vector", "check", "differentiate"]

@@ -31,12 +31,14 @@ class Objective:
       sent: (name, tensor, gradient) of tensors ``[B, …]`` whose gradient the peer returns.
       received: (name, tensor) of tensors ``[B, …]`` whose gradient goes back.
       where: What the loss is of, for messages.
+      weights: ``[B]``, by what each loss is multiplied; None: by one.
     """
 
     loss: tf.Tensor | None
     sent: Sequence[tuple[str, tf.Tensor, tf.Tensor]] = ()
     received: Sequence[tuple[str, tf.Tensor]] = ()
     where: str = "the loss"
+    weights: tf.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,23 @@ class PerExample:
         return tf.raw_ops.Merge(inputs=[tf.reduce_max(worst), 0.0 * tf.reduce_sum(skipped)])[0]
 
 
+def check(objective: Objective) -> None:
+    """Raises ``ModelError`` where an example's loss is not known to depend on that example alone."""
+    _walk(objective)
+
+
+def _walk(objective: Objective) -> tuple[Walk, list[tf.Tensor], tf.Tensor | None]:
+    """The layouts below an objective, its targets, and its loss as a vector."""
+    loss = None if objective.loss is None else as_vector(objective.loss, objective.where)
+    named = [] if loss is None else [(objective.where, loss)]
+    named += [(f"the sent tensor {name!r}", tensor) for name, tensor, _ in objective.sent]
+    targets = [tensor for _, tensor in named]
+    walk = Walk(targets, [tensor for _, tensor in objective.received])
+    for what, tensor in named:
+        _check_target(what, tensor, walk)
+    return walk, targets, loss
+
+
 def differentiate(objective: Objective, variables: Sequence[tf.Variable], rows: int = 1) -> PerExample:
     """Builds the backward pass of an objective.
 
@@ -162,15 +181,11 @@ def differentiate(objective: Objective, variables: Sequence[tf.Variable], rows: 
       ModelError: An example's loss depends on other examples, or may do so for all that is known; the message names the
         op. Or the loss has not one value for each example.
     """
-    loss = None if objective.loss is None else _as_vector(objective.loss, objective.where)
-    named = [] if loss is None else [(objective.where, loss)]
-    named += [(f"the sent tensor {name!r}", tensor) for name, tensor, _ in objective.sent]
-    targets = [tensor for _, tensor in named]
-    walk = Walk(targets, [tensor for _, tensor in objective.received])
-    for what, tensor in named:
-        _check_target(what, tensor, walk)
+    walk, targets, loss = _walk(objective)
     groups = Groups.of(walk, rows)
-    grad_ys = [] if loss is None else [tf.ones_like(loss)]
+    grad_ys = []
+    if loss is not None:
+        grad_ys.append(tf.ones_like(loss) if objective.weights is None else objective.weights)
     grad_ys += [gradient for _, _, gradient in objective.sent]
     found = {v.ref(): meetings(v, walk) for v in variables}
     outputs = _outputs([meeting for met in found.values() for meeting in met], walk)
@@ -190,7 +205,12 @@ def differentiate(objective: Objective, variables: Sequence[tf.Variable], rows: 
     return result
 
 
-def _as_vector(loss: tf.Tensor, where: str) -> tf.Tensor:
+def as_vector(loss: tf.Tensor, where: str) -> tf.Tensor:
+    """A loss as ``[B]``.
+
+    Raises:
+      ModelError: It is neither ``[B]`` nor ``[B, 1]``.
+    """
     if loss.shape.rank == 2 and loss.shape[1] == 1:
         return tf.squeeze(loss, [1])
     if loss.shape.rank != 1:

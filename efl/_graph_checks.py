@@ -1,4 +1,4 @@
-"""What a metric refuses to count: checked inside the graph, and said in words when a step fails of it.
+"""What a step refuses to go on with: checked inside the graph, and said in words when the step fails of it.
 
 TensorFlow hands on what fails a step as text. The text of a check is ours up to its first bracket; the values come
 after it. They stay in this party's log: the text of an error of efl is told to the peer.
@@ -17,27 +17,31 @@ from efl.errors import DataError, ModelError
 
 _log = logging.getLogger("efl")
 _SHOWN = 8  # values
-_FAILED = re.compile(r"assertion failed: \[(efl\.metrics, [^:]+): (.+?)\] \[(.*)\]\s*$", re.MULTILINE)
+_FAILED = re.compile(r"assertion failed: \[(efl\.\w+, [^:]+): (.+?)\] \[(.*)\]\s*$", re.MULTILINE)
 
 
-def check(holds: tf.Tensor, label: str, message: str, arrived: Sequence[Any]) -> tf.Operation:
+def check(
+    holds: tf.Tensor, label: str, message: str | tf.Tensor, arrived: Sequence[Any], area: str = "metrics"
+) -> tf.Operation:
     """Makes an op that fails where ``holds`` is False.
 
     Args:
       holds: Scalar bool.
-      label: Name of the metric.
+      label: Of the metric, or of what else is checked; without ":".
       message: What is expected, and what to do. Without values of the data, and without "] [".
-      arrived: What has arrived instead: texts and tensors.
+      arrived: What has arrived instead: texts and tensors, at least one.
+      area: The part of efl that checks.
     """
+    text = f"efl.{area}, {label}: " + message
     # The raw op: tf.debugging.Assert wraps it in a conditional, which costs more than the check.
-    return tf.raw_ops.Assert(condition=holds, data=[f"efl.metrics, {label}: {message}", *arrived], summarize=_SHOWN)
+    return tf.raw_ops.Assert(condition=holds, data=[text, *arrived], summarize=_SHOWN)
 
 
 def raise_if_refused(error: Exception, who: str, step: int, wire: str) -> None:
-    """Raises what a step's failure means where a check of a metric caused it; logs what arrived.
+    """Raises what a step's failure means where a check caused it; logs what arrived.
 
     Raises:
-      ModelError: The predictions are none.
+      ModelError: The predictions are none, or what a private optimizer was promised of the model does not hold.
       DataError: Labels or weights cannot be.
     """
     failed = _FAILED.search(error.message) if isinstance(error, tf.errors.InvalidArgumentError) else None
@@ -45,5 +49,6 @@ def raise_if_refused(error: Exception, who: str, step: int, wire: str) -> None:
         return
     label, message, arrived = failed.groups()
     _log.error("%s, step %d of %s: %s: %s", who, step, wire, label, arrived.replace("] [", " "))
-    kind = ModelError if message.startswith("predictions") else DataError
+    is_model = message.startswith("predictions") or label.startswith("efl.privacy")
+    kind = ModelError if is_model else DataError
     raise kind(f"{label}: {message} ({who}, step {step} of {wire})")

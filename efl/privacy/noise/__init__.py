@@ -1,0 +1,13 @@
+"""Noise that leaves with what is released: drawn from a secret, keyed by what it covers, counted. No TensorFlow.
+
+``Releases`` adds it; the secret is a ``Seed`` in a file of its own, what was released stands in a ``Ledger``.
+"""
+
+from __future__ import annotations
+
+from efl.privacy.noise.ledger import Ledger, Phase
+from efl.privacy.noise.releases import Releases
+from efl.privacy.noise.seed import Seed
+from efl.privacy.noise.stream import gaussian
+
+__all__ = ["Ledger", "Phase", "Releases", "Seed", "gaussian"]

@@ -1,0 +1,257 @@
+"""What was released: an append-only record that no rollback of training rewinds.
+
+A folder with two files. ``terms`` has a line of JSON for each set of terms under which something was released;
+``releases`` a record of fixed size for each release. A release is in the file before its value leaves; that the file is
+on disk is certain only in blocks, since waiting for the disk in every step would cost milliseconds: a *reservation* of
+the next releases is written and synchronised ahead. After a crash of the process nothing is missing, for the operating
+system has the records. After a crash of the machine (another boot id than the reservation's) what was reserved and is
+not there counts as used, under the terms of the last release: too much, never too little.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efl.errors import CheckpointError
+
+_log = logging.getLogger("efl")
+# checksum | kind, terms | rows | step | digest
+_RECORD = struct.Struct("<IHHIQ16s")
+_RELEASE, _RESERVATION, _CLOSED, _LOST = 1, 2, 3, 4
+_RESERVED = 1000  # releases
+_REMEMBERED = 100_000  # digests; a replay of an older one is counted again, which is too much
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+Terms = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Releases under the same terms, one after the other.
+
+    Attributes:
+      terms: As ``Ledger.enter`` was given them.
+      releases: How many.
+      rows: Rows of the largest batch among them.
+    """
+
+    terms: Terms
+    releases: int
+    rows: int
+
+
+class Ledger:
+    """The releases of one party. Methods may be called from any thread; one process writes."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Opens a ledger, or makes one.
+
+        Args:
+          folder: Where it lies; None keeps it in memory.
+
+        Raises:
+          CheckpointError: It is damaged.
+        """
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._terms: list[Terms] = []
+        self._number_of: dict[str, int] = {}
+        self._phases: list[list[int]] = []  # terms, releases, rows
+        self._seen: dict[bytes, None] = {}
+        self._left = 0  # of the reservation
+        self._file: int | None = None
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._read_terms()
+            self._read_releases()
+
+    @classmethod
+    def in_memory(cls) -> Ledger:
+        """One that ends with the process."""
+        return cls(None)
+
+    def enter(self, terms: Terms, step: int, rows: int, digest: bytes) -> bool:
+        """Records a release that is about to leave.
+
+        Args:
+          terms: What it is and under which conditions: JSON values (group, clip, noise_multiplier, …).
+          step: Training step.
+          rows: Rows of the batch.
+          digest: 16 bytes; equal ones are the same release, noise included.
+
+        Returns:
+          Whether it is a new one; a replay is not counted again.
+
+        Raises:
+          CheckpointError: It cannot be written.
+        """
+        with self._lock:
+            if digest in self._seen:
+                return False
+            number = self._number(terms)
+            try:
+                if self._file is not None:
+                    if self._left == 0:
+                        self._reserve()
+                    self._append(_RELEASE, number, rows, step, digest)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the ledger of releases in {self._folder} cannot be written ({error.strerror}), so nothing may be "
+                    "released: make room, then start again"
+                ) from None
+            self._left -= 1
+            self._count(number, rows)
+            self._remember(digest)
+            return True
+
+    def phases(self) -> list[Phase]:
+        """What was released, in order."""
+        with self._lock:
+            return [Phase(self._terms[number], releases, rows) for number, releases, rows in self._phases]
+
+    def close(self) -> None:
+        """Gives back what is left of the reservation. Call it when nothing more will be released."""
+        with self._lock:
+            if self._file is not None:
+                if self._left:
+                    self._append(_CLOSED, 0, 0, 0, b"")
+                    os.fsync(self._file)
+                os.close(self._file)
+                self._file = None
+
+    # ---- writing
+
+    def _number(self, terms: Terms) -> int:
+        text = json.dumps(dict(terms), sort_keys=True)
+        if text not in self._number_of:
+            if len(self._terms) >= 1 << 16:
+                raise CheckpointError(f"the ledger in {self._folder} holds too many different terms")
+            self._number_of[text] = len(self._terms)
+            self._terms.append(json.loads(text))
+            if self._folder is not None:
+                line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
+                _append_line(self._folder / "terms", line)
+        return self._number_of[text]
+
+    def _reserve(self) -> None:
+        assert self._file is not None
+        self._append(_RESERVATION, 0, _RESERVED, 0, _boot())
+        os.fsync(self._file)
+        self._left = _RESERVED
+
+    def _append(self, kind: int, number: int, rows: int, step: int, digest: bytes) -> None:
+        assert self._file is not None
+        record = _RECORD.pack(0, kind, number, rows, step, digest)
+        os.write(self._file, struct.pack("<I", zlib.crc32(record[4:])) + record[4:])
+
+    def _count(self, number: int, rows: int, releases: int = 1) -> None:
+        if self._phases and self._phases[-1][0] == number:
+            self._phases[-1][1] += releases
+            self._phases[-1][2] = max(self._phases[-1][2], rows)
+        else:
+            self._phases.append([number, releases, rows])
+
+    def _remember(self, digest: bytes) -> None:
+        self._seen[digest] = None
+        if len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+
+    # ---- reading
+
+    def _read_terms(self) -> None:
+        assert self._folder is not None
+        path = self._folder / "terms"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            checksum, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
+            if not line.endswith(b"\n") and number == len(lines):
+                os.truncate(path, path.stat().st_size - len(line))  # never finished, so nothing was released under it
+                break
+            if checksum != f"{zlib.crc32(text.encode()):08x}":
+                raise CheckpointError(
+                    f"{path}, line {number}: damaged; restore the file from a copy, or count its run as lost"
+                )
+            self._number_of[text] = len(self._terms)
+            self._terms.append(json.loads(text))
+
+    def _read_releases(self) -> None:
+        assert self._folder is not None
+        path = self._folder / "releases"
+        data = path.read_bytes() if path.exists() else b""
+        torn = len(data) % _RECORD.size
+        if torn:
+            _log.warning("%s: its last record is torn; what it stood for is counted as released", path)
+            os.truncate(path, len(data) - torn)
+        reserved_in = b""
+        for position, (kind, number, rows, _, digest) in enumerate(
+            _records(path, memoryview(data)[: len(data) - torn])
+        ):
+            if kind == _RESERVATION:
+                self._left, reserved_in = rows, digest
+            elif kind in (_CLOSED, _LOST):
+                self._left = 0
+                if rows:
+                    self._count(number, 0, rows)
+            elif kind == _RELEASE and number < len(self._terms):
+                self._left = max(0, self._left - 1)
+                self._count(number, rows)
+                self._remember(digest)
+            else:
+                raise CheckpointError(f"{path}, record {position}: unknown; was it written by a newer efl?")
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        if self._left:
+            self._settle(torn > 0 or reserved_in != _boot())
+
+    def _settle(self, may_be_lost: bool) -> None:
+        """Says once and for all what became of a reservation that nobody gave back."""
+        assert self._file is not None
+        number = self._phases[-1][0] if self._phases else len(self._terms) - 1
+        lost = self._left if may_be_lost and number >= 0 else 0  # without terms nothing was released
+        if lost:
+            _log.warning(
+                "ledger of releases in %s: the machine went down with up to %d releases not yet on disk; all of them "
+                "are counted",
+                self._folder,
+                lost,
+            )
+            self._count(number, 0, lost)
+        self._append(_LOST, max(number, 0), lost, 0, b"")
+        os.fsync(self._file)
+        self._left = 0
+
+
+def _records(path: Path, data: memoryview) -> Iterator[tuple[int, int, int, int, bytes]]:
+    for position in range(0, len(data), _RECORD.size):
+        checksum, kind, number, rows, step, digest = _RECORD.unpack_from(data, position)
+        if checksum != zlib.crc32(data[position + 4 : position + _RECORD.size]):
+            raise CheckpointError(
+                f"{path}, record {position // _RECORD.size}: damaged, so nobody knows what was released; restore the "
+                "file from a copy, or count its run as lost"
+            )
+        yield kind, number, rows, step, digest
+
+
+def _boot() -> bytes:
+    """16 bytes that differ after the machine was started anew; random where it does not say."""
+    try:
+        return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return os.urandom(16)
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(handle, line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
