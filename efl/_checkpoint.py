@@ -1,9 +1,9 @@
 """Checkpoints of one party: a folder per position, written beside and renamed, so that it is whole or absent.
 
 ``<checkpoint_dir>/<role>/<task_index>/step-0000000100-fit-1-stage-0000-at-0000000100/`` holds the saver's files
-(``model.*``) and ``state.json`` (stage, procedure, the lineage that wrote it, and a SHA-256 of every file, so that a
-torn or changed checkpoint is recognised and skipped). The graph is not written: one-shot iterators hold their data as
-constants in it.
+(``model.*``) and ``state.json`` (stage, procedure, the lineage that wrote it, and a SHA-256 of every file and of
+itself, so that a torn or changed checkpoint is recognised and skipped). The graph is not written: one-shot iterators
+hold their data as constants in it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class CheckpointStore:
             return
         path = self.folder / ".lock"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make(self.folder)
             file = open(path, "a+")  # noqa: SIM115 - held for the life of the run
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints below {self.folder}: {error}") from None
@@ -108,6 +108,10 @@ class CheckpointStore:
 
     # ---- looking
 
+    def look_again(self) -> None:
+        """Forgets which checkpoints were found whole: they lie on a disk, and a run may last for weeks."""
+        self._whole, self._damaged = {}, set()
+
     def known(self) -> list[Known]:
         """All whole checkpoints, ascending; damaged ones are left out with a warning."""
         # Asked in the thread that reads a newcomer's hello as well, while the run may be pruning.
@@ -138,17 +142,18 @@ class CheckpointStore:
         target, scratch = self._path(position), self.folder / f"{_SCRATCH}-{position.name}"
         replaced = self.folder / f"{_REPLACED}{position.name}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make(self.folder)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             saver.save(session, str(scratch / _PREFIX), write_meta_graph=False, write_state=False)
             files = sorted(scratch.iterdir())
-            manifest = {
-                "version": 2,
+            manifest: dict[str, Any] = {
+                "version": 3,
                 "serial": self._next_serial(),
                 "files": {file.name: _digest(file) for file in files},
-                "state": state,
+                "state": json.loads(json.dumps(state)),  # as it will be read
             }
+            manifest["checksum"] = _checksum(manifest)
             with open(scratch / _STATE, "w") as file:
                 json.dump(manifest, file, indent=1)
             for path in [*files, scratch / _STATE, scratch]:
@@ -161,8 +166,8 @@ class CheckpointStore:
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise CheckpointError(
-                f"cannot write checkpoint {target}: {_reason(error)}. The earlier ones are whole: make room (or repair "
-                "what is wrong there), then start again as before, and the run goes on from the newest of them"
+                f"cannot write checkpoint {target}: {reason_of(error)}. The earlier ones are whole: make room (or "
+                "repair what is wrong there), then start again as before, and the run goes on from the newest of them"
             ) from None
         shutil.rmtree(replaced, ignore_errors=True)
         self._whole[position] = manifest
@@ -208,7 +213,8 @@ class CheckpointStore:
         folder = self._path(position)
         try:
             manifest = json.loads((folder / _STATE).read_text())
-            good = all(_digest(folder / name) == digest for name, digest in manifest["files"].items())
+            good = manifest["checksum"] == _checksum(manifest)
+            good = good and all(_digest(folder / name) == digest for name, digest in manifest["files"].items())
             good = good and isinstance(manifest["serial"], int) and isinstance(manifest["state"]["run"], str)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             good = False
@@ -285,7 +291,7 @@ def newest_prefix(path: str) -> str:
     raise CheckpointError(f"{path}: no checkpoint there (expected a folder of checkpoints or the prefix of one)")
 
 
-def _reason(error: OSError | tf.errors.OpError) -> str:
+def reason_of(error: OSError | tf.errors.OpError) -> str:
     """What went wrong and with which file; TensorFlow says it between the frames of two stack traces."""
     if isinstance(error, OSError):
         return str(error)
@@ -293,6 +299,20 @@ def _reason(error: OSError | tf.errors.OpError) -> str:
     frames = (" ", "\t", "Graph execution error", "Detected at node", "Node: ")
     reasons = [line for line in told if line and not line.startswith(frames)]
     return reasons[-1] if reasons else type(error).__name__
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """Of everything else in a manifest."""
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder and those above it, so that a power cut does not take them away again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _synchronise(path.parent)
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from efl import _random_ops, _readers
 from efl._agreement import why_not_together
-from efl._checkpoint import CheckpointStore, Known, mismatches
+from efl._checkpoint import CheckpointStore, Known, mismatches, reason_of
 from efl._iterators import OwnIterators
 from efl._position import Position
 from efl._task_scope import MODE, TaskScope
@@ -186,7 +186,14 @@ class Keeping:
         saver = self._saver
         if absent or self.iterators.saveables:  # these need their initializers first
             saver = tf.train.Saver([v for v in self._held() if v not in absent])
-        saver.restore(raw, prefix)
+        try:
+            saver.restore(raw, prefix)
+        except tf.errors.OpError as error:
+            self.store.look_again()
+            raise CheckpointError(
+                f"the checkpoint of {position} in {self.store.folder} cannot be read any more: {reason_of(error)}. "
+                "Start both again as before: what is damaged is skipped, and they go on from the newest that both hold"
+            ) from None
         state = self.store.state(position)
         model.steps_trained = position.trained
         model.history[:] = [row for row in model.history if row["step"] <= position.trained]

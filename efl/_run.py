@@ -224,6 +224,8 @@ class Run:
         self._communicator.abandon()
         model._close_session()
         model.in_step = False
+        if self._store is not None:
+            self._store.look_again()  # what this process wrote may have been damaged since
         for program in model._programs.values():
             program.exhausted = False
 
@@ -292,13 +294,16 @@ class Run:
             communicator.exchange.on_saved = self.keeping.on_peer_saved
             communicator.exchange.on_part_asked = self.leaving.on_part_asked
             self._called_peer = True
-            told = communicator.connect(
-                terms,
-                mine.to_json(),
-                timeout=None if lost is None else self._settings.peer_timeout,
-                judge=self._judge,
-                stubborn=lost is not None,
-            )
+            try:
+                told = communicator.connect(
+                    terms,
+                    mine.to_json(),
+                    timeout=None if lost is None else self._settings.peer_timeout,
+                    judge=self._judge,
+                    stubborn=lost is not None,
+                )
+            except PeerLost as error:
+                raise self._or_done(error, mine) from None
             peer = Facts.parse(told, communicator.peer_role)
             self._peer_wants = peer.wanted
             self._meet_in_one_fit(mine, peer)
@@ -321,6 +326,16 @@ class Run:
                 "first, or leave checkpoint_dir out to evaluate initial weights"
             )
         return start
+
+    def _or_done(self, error: PeerLost, mine: Facts) -> PeerLost:
+        """The error that there is no peer; perhaps because it is done, and this party died after its last step."""
+        if not mine.checkpoints or mine.warm:
+            return error
+        end = "" if str(error).endswith(("?", ".")) else "."
+        return PeerLost(
+            f"{error}{end} {self._role} holds a checkpoint of {mine.checkpoints[-1][0]}: if its peer has ended there "
+            "properly, start the peer's program again too, with its checkpoint_dir: both then say that nothing is to do"
+        )
 
     def _judge(self, facts: Mapping[str, Any], replaces: bool) -> list[str]:
         """Why somebody with these facts cannot be the peer, or take the place of one that was lost.

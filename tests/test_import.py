@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -151,12 +152,16 @@ def test_all_names_exist_are_listed_once_and_nothing_else_is_public() -> None:
 
 
 def test_type_checkers_see_what_the_table_says() -> None:
-    lines = (ROOT / "efl" / "__init__.py").read_text().split("if TYPE_CHECKING:\n")[1].split("\n\n")[0].splitlines()
+    (checked,) = (
+        node
+        for node in ast.parse((ROOT / "efl" / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     seen = {}
-    for line in lines:
-        source, names = line.strip().removeprefix("from ").split(" import ")
-        for name in names.split(", "):
-            seen[name] = f"efl.{name}" if source == "efl" else source
+    for imported in checked.body:
+        assert isinstance(imported, ast.ImportFrom)
+        for name in imported.names:
+            seen[name.name] = f"efl.{name.name}" if imported.module == "efl" else imported.module
     assert seen == efl._SOURCES
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from efl._steps.deadlines import Deadlines
 from efl._steps.disputes import PATIENCE, Disputes
-from efl._steps.marks import is_mark
+from efl._steps.marks import STOP_ASKED, is_mark
 from efl._steps.sample_ids import Batch
 from efl._steps.scope import Scope, Sink, drop_up_to, take_up_to
 from efl._steps.stages import Stages
@@ -400,7 +400,13 @@ class Exchange:
             with self._lock:
                 if step <= scope.step:
                     return  # both parties' data ended in the same step
-                _log.debug("%s: %s ended %s at step %d", self.role, self.peer_role, scope.wire, step)
+                why = body.get("reason")
+                asked = why == STOP_ASKED  # of other texts of a peer none is logged
+                _log.log(
+                    logging.INFO if asked else logging.DEBUG,
+                    "%s: %s ended %s before step %d%s",
+                    self.role, self.peer_role, scope.wire, step, f": {why}" if asked else "",
+                )  # fmt: skip
                 scope.peer_ends.append(step)
                 flood = len(scope.peer_ends) > _MAX_AHEAD
                 abort = self._bound and scope.running is not None and scope.running >= step

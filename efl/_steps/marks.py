@@ -11,6 +11,9 @@ LAST = "last"  # the step is the last of its stage
 SAVE = "save"  # both save a checkpoint after it
 PART = "part:"  # both save, then the party whose role follows goes; its peer waits for it
 
+#: Why a party ends a stage before its time. No mark: it is told with the end itself.
+STOP_ASKED = "a hook asked to stop"
+
 
 def parting(role: str) -> str:
     """The mark after which a party goes."""

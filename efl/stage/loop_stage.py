@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time as clock
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from efl._steps import marks
 from efl._task_scope import MODE
 from efl.errors import ConfigError, NonFiniteLoss
 from efl.stage.stage import Stage
+
+_log = logging.getLogger("efl")
 
 
 class LoopStage(Stage):
@@ -139,7 +142,8 @@ class LoopStage(Stage):
                     break
                 if session.should_stop():
                     # A peer that was not told keeps its data where it is, so this party does too.
-                    told = pace.end(scope, "stop requested by a hook")
+                    told = pace.end(scope, marks.STOP_ASKED)
+                    _log.info("%s: %s in %s after step %d", model._who, marks.STOP_ASKED, scope.wire, step)
                     self.finish = True
         finally:
             model._stepping(False)

@@ -1,6 +1,7 @@
 """A second death while both recover from the first, and other ways to come back: the same weights, bit for bit."""
 
 import json
+import re
 import signal
 from dataclasses import asdict
 
@@ -94,3 +95,76 @@ def test_a_peer_that_dies_in_the_last_step_and_stays_away_is_no_good_end(tmp_pat
     )
     held = [p.name for p in (tmp_path / "checkpoints" / "leader" / "0").glob("step-0000000022-*")]
     assert held, "the last step is not saved"
+
+
+def newest(folder, role):
+    return sorted((folder / "checkpoints" / role / "0").glob("step-*"))[-1]
+
+
+def truncate(checkpoint):
+    (file,) = checkpoint.glob("model.data*")
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(checkpoint):
+    (file,) = checkpoint.glob("model.data*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def alter(checkpoint):
+    # Still good JSON: another number of steps behind the stage.
+    file = checkpoint / "state.json"
+    text = file.read_text()
+    changed = re.sub(r'("steps": )(\d+)', lambda found: f"{found[1]}{int(found[2]) - 1}", text)
+    assert changed != text
+    file.write_text(changed)
+
+
+@pytest.mark.parametrize(
+    ("survivor", "spoil"),
+    [("leader", truncate), pytest.param("follower", flip, marks=pytest.mark.full), ("follower", alter)],
+)
+def test_a_survivor_whose_checkpoint_was_damaged_goes_back_to_the_one_before(
+    tmp_path, undisturbed, tally, survivor, spoil
+):
+    """It was whole when it was written, by this very process."""
+    victim = "follower" if survivor == "leader" else "leader"
+    write_data(tmp_path)
+    federation = Federation(tmp_path, slow_program())
+    try:
+        for role in ("leader", "follower"):
+            federation.start(role)
+        federation.wait_for_step(10)
+        federation.parties[victim].kill()
+        federation.parties[survivor].wait_for(f"lost the {victim}", 10)
+        spoilt = newest(tmp_path, survivor)
+        spoil(spoilt)
+        federation.start(victim)
+        ended = {role: party.wait(60).returncode for role, party in federation.parties.items()}
+    finally:
+        for party in federation.parties.values():
+            party.kill()
+    assert ended == {"leader": 0, "follower": 0}, federation.told()
+    assert f"checkpoint checkpoints/{survivor}/0/{spoilt.name} is damaged or incomplete: skipped" in federation.told()
+    tally.compare("kill -9, and the survivor's checkpoint damaged", 1, weights(tmp_path),
+                  undisturbed(TRAIN, OPTIMIZERS["momentum"])[0])  # fmt: skip
+
+
+def test_a_party_that_dies_after_its_goodbye_is_told_what_to_do(tmp_path):
+    write_data(tmp_path)
+    script = program(TRAIN, OPTIMIZERS["momentum"])
+    script = script.replace("peer_timeout=60.0", "peer_timeout=60.0, connect_timeout=4.0")
+    federation = Federation(tmp_path, script)
+    federation.run({})
+    federation.start("follower")  # as if it had died before its script was done
+    ended = federation.parties["follower"].wait(60)
+    assert ended.returncode == 1
+    assert "PeerLost: the follower found no leader" in ended.output
+    assert re.search(
+        r"\? follower holds a checkpoint of step 22.*: if its peer has ended there properly, start the peer's program ",
+        ended.output,
+    )
+    federation.run({})  # that is true
+    assert federation.told().count("nothing to do: this run was complete at step 22") == 2

@@ -103,8 +103,10 @@ def test_a_hook_of_one_party_that_asks_to_stop_ends_both(tmp_path):
     leader = both("train()", fit="log_step=1").replace(
         "model.compile()", "model.compile()\nmodel.add_hooks([tf.train.StopAtStepHook(num_steps=4)])"
     )
-    run_both(tmp_path, leader, both("train()", fit="log_step=1"))
+    told = run_both(tmp_path, leader, both("train()", fit="log_step=1"))
     assert len(history(tmp_path, "leader")) == len(history(tmp_path, "follower")) == 4
+    assert "leader: a hook asked to stop in train after step 4" in told["leader"].output
+    assert "follower: leader ended train before step 5: a hook asked to stop" in told["follower"].output
 
 
 ONE_WAY = """

@@ -388,7 +388,10 @@ def test_a_model_without_a_peer_says_nothing_of_waiting(toy, tmp_path, caplog, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"opt_config": {"REDUSE": "mean"}}, "unknown keys REDUSE; known are REDUCE, BACKEND_MODE, BATCH_SIZE, NUM_EXAMPLES"),
+        (
+            {"opt_config": {"REDUSE": "mean"}},
+            "unknown keys REDUSE; known are REDUCE, BACKEND_MODE, BATCH_SIZE, NUM_EXAMPLES",
+        ),
         ({"opt_config": {"REDUCE": "max"}}, "REDUCE='max': expected 'mean', 'sum' or a callable"),
         ({"opt_config": {"BACKEND_MODE": "x"}}, "BACKEND_MODE='x': expected 'noise' or 'unnoise'"),
         ({"opt_config": {"REDUCE": ["mean"]}}, r"REDUCE=\['mean'\]: expected 'mean', 'sum' or a callable"),

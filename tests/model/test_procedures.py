@@ -1,5 +1,6 @@
 """Procedures on one machine: what runs in which order, where it ends, and how a restarted run goes on."""
 
+import json
 import logging
 import os
 import shutil
@@ -352,7 +353,7 @@ def train_saving(toy, path, steps, **options):
     return model
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state", "other state"])
 def test_a_damaged_checkpoint_is_skipped(toy, tmp_path, caplog, damage):
     train_saving(toy, tmp_path, 6)
     assert steps(tmp_path) == [0, 2, 4, 6, 6]
@@ -367,8 +368,12 @@ def test_a_damaged_checkpoint_is_skipped(toy, tmp_path, caplog, damage):
         data.write_bytes(content)
     elif damage == "remove":
         data.unlink()
-    else:
+    elif damage == "state":
         (newest / "state.json").write_text("{")
+    else:
+        held = json.loads((newest / "state.json").read_text())
+        held["state"]["exhausted"] = ["train"]  # as good as any other, but not what was written
+        (newest / "state.json").write_text(json.dumps(held))
     with caplog.at_level(logging.INFO, logger="efl"):
         model = train_saving(toy, tmp_path, 7)
     assert caplog.text.count(f"{newest.name} is damaged or incomplete: skipped") == 1
