@@ -57,7 +57,7 @@ class Undivided:
           undivided: Whether it is the one of each row's own loss, rather than of the reduced loss.
           config: How the loss is reduced.
         """
-        if config.reduce != "mean" or not gradient.shape.rank:
+        if config.reduce != "mean" or gradient.shape.rank == 0:
             return gradient  # a sum is not divided by anything
         if not undivided and program.loss is not None and not _is_vector(program):
             return gradient  # nobody knows what a scalar was divided by

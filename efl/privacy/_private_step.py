@@ -168,7 +168,10 @@ def released_rows(
     flat = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
     norms = tf.reduce_sum(tf.square(flat), 1)
     weights = tf.minimum(tf.ones([], gradient.dtype), clip * tf.math.rsqrt(tf.maximum(norms, _TINY)))
-    clipped = gradient * tf.reshape(weights, [-1] + [1] * (gradient.shape.rank - 1))
+    # The rank of what was received is known only when it comes.
+    clipped = gradient * tf.reshape(
+        weights, tf.concat([tf.shape(weights), tf.ones([tf.rank(gradient) - 1], tf.int32)], 0)
+    )
     return add_noise([clipped], clip, multiplier, gradients, terms)[0]
 
 

@@ -36,7 +36,7 @@ Terms = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Phase:
-    """Releases under the same terms, one after the other.
+    """Releases under the same terms. How they are mixed with others makes no difference to what they tell.
 
     Attributes:
       terms: As ``Ledger.enter`` was given them.
@@ -65,8 +65,9 @@ class Ledger:
         self._lock = threading.Lock()
         self._terms: list[Terms] = []
         self._number_of: dict[str, int] = {}
-        self._phases: list[list[int]] = []  # terms, releases, rows
+        self._phases: dict[int, list[int]] = {}  # number of the terms -> releases, rows
         self._seen: dict[bytes, None] = {}
+        self._last = 0  # number of the last release's terms
         self._left = 0  # of the reservation
         self._file: int | None = None
         if folder is not None:
@@ -114,9 +115,9 @@ class Ledger:
             return True
 
     def phases(self) -> list[Phase]:
-        """What was released, in order."""
+        """What was released, in the order in which terms came up first."""
         with self._lock:
-            return [Phase(self._terms[number], releases, rows) for number, releases, rows in self._phases]
+            return [Phase(self._terms[number], releases, rows) for number, (releases, rows) in self._phases.items()]
 
     def close(self) -> None:
         """Gives back what is left of the reservation. Call it when nothing more will be released."""
@@ -154,11 +155,10 @@ class Ledger:
         os.write(self._file, struct.pack("<I", zlib.crc32(record[4:])) + record[4:])
 
     def _count(self, number: int, rows: int, releases: int = 1) -> None:
-        if self._phases and self._phases[-1][0] == number:
-            self._phases[-1][1] += releases
-            self._phases[-1][2] = max(self._phases[-1][2], rows)
-        else:
-            self._phases.append([number, releases, rows])
+        held = self._phases.setdefault(number, [0, 0])
+        held[0] += releases
+        held[1] = max(held[1], rows)
+        self._last = number
 
     def _remember(self, digest: bytes) -> None:
         self._seen[digest] = None
@@ -214,7 +214,7 @@ class Ledger:
     def _settle(self, may_be_lost: bool) -> None:
         """Says once and for all what became of a reservation that nobody gave back."""
         assert self._file is not None
-        number = self._phases[-1][0] if self._phases else len(self._terms) - 1
+        number = self._last if self._phases else len(self._terms) - 1
         lost = self._left if may_be_lost and number >= 0 else 0  # without terms nothing was released
         if lost:
             _log.warning(

@@ -134,7 +134,10 @@ def _along_one_axis(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 def _cross_entropy(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     rows = [layout for layout in ins if not isinstance(layout, Shared)]
     if all(isinstance(layout, Rows) and layout.axis == 0 and same_rows(layout, rows[0]) for layout in rows):
-        return [rows[0]] * len(op.outputs)
+        known = [layout for layout in rows if isinstance(layout, Rows) and layout.within is not None]
+        found = known[0] if known else rows[0]
+        assert isinstance(found, Rows)
+        return [Rows(0, found.before, found.within), *[found] * (len(op.outputs) - 1)]  # the first has an axis less
     return [Mixed(op, "logits and labels hold their examples on different axes, or in another order")] * len(op.outputs)
 
 

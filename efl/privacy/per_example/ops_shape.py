@@ -25,14 +25,11 @@ def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         return layout
     if isinstance(layout, Ragged) and before.rank == after.rank == 1:
         return layout
-    if not isinstance(layout, Rows) or before.rank is None or after.rank is None:
+    if not isinstance(layout, Rows) or after.rank is None or (before.rank is None and layout.axis):
         return Mixed(op, "how it places the rows of a batch is not known")
-    dims_before, dims_after = before.as_list(), after.as_list()
+    dims_after = after.as_list()
     # In memory the tensor is [lead, B, trail].
-    lead = _product(dims_before[: layout.axis])
-    lead = None if lead is None else lead * layout.before
-    trail = _product([layout.within, *dims_before[layout.axis + 1 :]])
-    trail = layout.elements if trail is None else trail
+    lead, trail = _around(layout, before)
     if lead is None:
         return Mixed(op, "the size of the axes before the examples is not known")
     axis, left = 0, lead
@@ -58,6 +55,16 @@ def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         )
         return Rows(axis, 1, _within(walk, dims_after[axis]), trail)
     return Mixed(op, "how it places the rows of a batch is not known before it runs")
+
+
+def _around(layout: Rows, shape: tf.TensorShape) -> tuple[int | None, int | None]:
+    """How many numbers vary more slowly, and faster, than the example."""
+    if shape.rank is None:  # received, say: its first axis is the examples
+        return layout.before, layout.elements
+    sizes = shape.as_list()
+    lead = _product(sizes[: layout.axis])
+    trail = _product([layout.within, *sizes[layout.axis + 1 :]])
+    return None if lead is None else lead * layout.before, layout.elements if trail is None else trail
 
 
 def _is_examples(walk: Walk, size: int, trail: int | None, dims: Sequence[int | None], axis: int) -> bool:

@@ -126,6 +126,10 @@ class Walk:
             self._parts[key] = Partition(tf.gather(chosen.part.owner, tf.reshape(chosen.numbers, [-1])))
         return self._parts[key]
 
+    def _reads(self, tensor: tf.Tensor) -> bool:
+        """Whether a target depends on the tensor, and not only on others of its op."""
+        return any(op in self._members for op in tensor.consumers()) or any(tensor is t for t in self._targets)
+
     def _source(self, tensor: tf.Tensor) -> Layout:
         if tensor.dtype in (tf.resource, tf.variant):
             layout: Layout = EXAMPLES if tensor.dtype == tf.variant else SHARED
@@ -135,8 +139,6 @@ class Walk:
                 if tensor.op.type.startswith("Placeholder")
                 else Mixed(tensor.op, "a single value that comes with a whole batch")
             )
-        elif tensor.shape.rank is None:
-            layout = Mixed(tensor.op, "its number of dimensions is not known; tf.ensure_shape tells it")
         else:
             layout = EXAMPLES
             self.expect_rows(tensor, f"the input {tensor.op.name!r}")
@@ -145,7 +147,7 @@ class Walk:
 
     def _of_op(self, op: tf.Operation) -> list[Layout]:
         if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
-            return [self._source(t) for t in op.outputs]
+            return [self._source(t) if self._reads(t) else SHARED for t in op.outputs]
         ins = [self.layout(t) for t in op.inputs]
         if all(isinstance(layout, Shared) for layout in ins):
             return [SHARED] * len(op.outputs)
