@@ -37,6 +37,8 @@ class Facts:
       procedures: Of this fit and those before it, at most ``REMEMBERED`` of them, the current one last.
       wanted: Training scope -> whether it needs returned gradients row by row, undivided.
       given: Training scope -> "", or why it cannot return gradients so.
+      noise: Training scope in which it trains variables -> (least noise multiplier of its updates, whether the
+        gradients that it returns are noised).
     """
 
     checkpoints: tuple[Known, ...]
@@ -50,6 +52,7 @@ class Facts:
     procedures: tuple[str, ...]
     wanted: Mapping[str, bool] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
+    noise: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON values."""
@@ -65,6 +68,7 @@ class Facts:
             "procedures": list(self.procedures),
             "wanted": dict(self.wanted),
             "given": dict(self.given),
+            "noise": {scope: list(told) for scope, told in self.noise.items()},
         }
 
     def by_number(self) -> dict[int, str]:
@@ -91,6 +95,7 @@ class Facts:
                 tuple(_text(procedure, _MAX_PROCEDURE) for procedure in told["procedures"]),
                 {_text(scope, 300): _truth(wants) for scope, wants in told["wanted"].items()},
                 {_text(scope, 300): _text(why, 300) for scope, why in told["given"].items()},
+                {_text(scope, 300): (_amount(least), _truth(back)) for scope, (least, back) in told["noise"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(
@@ -238,6 +243,12 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
         raise ValueError(value)
     return value
+
+
+def _amount(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise ValueError(value)
+    return float(value)
 
 
 def _truth(value: Any) -> bool:

@@ -278,6 +278,7 @@ class Run:
             procedures=(*model.fits, self._procedure.describe())[-agreement.REMEMBERED :],
             wanted=model._undivided.wanted,
             given=model._undivided.given,
+            noise=model._promised_noise(),
         )
 
     def _agree(self, lost: PeerLost | None) -> Start:
@@ -306,6 +307,7 @@ class Run:
                 raise self._or_done(error, mine) from None
             peer = Facts.parse(told, communicator.peer_role)
             self._peer_wants = peer.wanted
+            model._note_peers_noise(peer.noise)
             self._meet_in_one_fit(mine, peer)
         self.keeping.peer_saves = peer.save_steps is not None
         leader = peer if self._role == "follower" else mine

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from efl._gradients import Sent
+from efl._gradients import Sent, is_private
 from efl._graph import as_graph_tensor
 from efl._program import feature_tensors
 from efl._task_scope import MODE, TaskScope, current_task_scope
@@ -266,6 +266,37 @@ class FederalModel(Model):
             gradient = self._undivided.as_wanted(scope, program, computed, undivided, self._opt_config)
             op = self._communicator.send(f"{name}/grad", gradient, scope=scope)
             self._send_ops.setdefault(scope, []).append(op)
+
+    def _sent_raw(self) -> list[str]:
+        """What leaves as it is: all that is sent, and gradients that are returned without noise."""
+        names = [name for held in self._sent_tensors.values() for name in held]
+        noised = self._opt_config.backend_mode == "noise"
+        for scope, program in self._programs.items():
+            if scope.mode is MODE.TRAIN and not (noised and any(map(is_private, program.optimizers))):
+                names += [f"gradient of {name}" for name, _ in self._received(scope)]
+        return list(dict.fromkeys(names))
+
+    def _received_raw(self, gradients_are_noised: bool) -> list[str]:
+        names = [name for held in self._receives.values() for name in held]
+        if not gradients_are_noised:
+            names += [f"gradient of {name}" for held in self._grad_receives.values() for name in held]
+        return list(dict.fromkeys(names))
+
+    def _promised_noise(self) -> dict[str, tuple[float, bool]]:
+        found = {}
+        for scope, program in self._programs.items():
+            if scope.mode is MODE.TRAIN and program.optimizers:
+                least = min(float(getattr(o, "noise_multiplier", None) or 0.0) for o in program.optimizers)
+                private = any(map(is_private, program.optimizers))
+                found[scope.wire] = (least, private and self._opt_config.backend_mode == "noise")
+        return found
+
+    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]]) -> None:
+        if self._noise_holder is None:
+            return
+        for group, conditions in self._noise_holder.conditions.items():
+            least, noised = told.get(group.split("/")[0], (None, False))
+            conditions["peer"] = {"noise_multiplier": least, "noises_returns": noised}
 
     def _check_exchanges(self) -> None:
         self._communicator.complete()

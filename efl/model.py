@@ -38,6 +38,7 @@ from efl.stage import Stage, StageManager
 if TYPE_CHECKING:
     from efl._gradients import Sent
     from efl.privacy._holder import NoiseHolder
+    from efl.privacy.accounting import AdversaryTable
     from efl.procedure_fn import Procedure
 
 _log = logging.getLogger("efl")
@@ -284,6 +285,25 @@ class Model(Definition):
         """The tasks that can be trained or evaluated, in the order of their definition."""
         return list(self._loss_fns if mode is MODE.TRAIN else self._eval_fns)
 
+    def privacy_spent(self, delta: float, accountant: str = "pld") -> AdversaryTable:
+        """What the model's training has given away so far, to whom, across restarts (from the ledger of releases).
+
+        Args:
+          delta: δ of (ε, δ)-differential privacy, smaller than one over the number of examples.
+          accountant: For figures with Poisson sampling: ``"pld"`` or ``"rdp"``.
+
+        Returns:
+          A table with a row for each adversary; ``print`` shows it.
+
+        Raises:
+          ModelError: Nothing was released with noise, or how often a row takes part is not known (``NUM_EXAMPLES``,
+            ``BATCH_SIZE`` of ``opt_config``).
+          ConfigError: δ cannot be, or dp-accounting is not installed (the extra ``privacy``).
+        """
+        from efl.privacy import _spent  # only who trains privately needs it
+
+        return _spent.privacy_spent(self, delta, accountant)
+
     def get_weights(self) -> dict[str, np.ndarray]:
         """The trainable variables' values, by name. During or after ``fit``.
 
@@ -435,6 +455,18 @@ class Model(Definition):
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         return False
+
+    def _sent_raw(self) -> list[str]:
+        return []
+
+    def _received_raw(self, gradients_are_noised: bool) -> list[str]:
+        return []
+
+    def _promised_noise(self) -> dict[str, tuple[float, bool]]:
+        return {}
+
+    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]]) -> None:
+        pass
 
     def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:
         return []

@@ -125,6 +125,11 @@ class DataIO:
         """Records in a batch."""
         return self._plan.batch_size
 
+    @property
+    def drop_remainder(self) -> bool:
+        """Whether a last batch that is short is left out."""
+        return self._plan.drop_remainder
+
     def add_file_node(self, node: str) -> None:
         """Reads a sub-folder of the base folder; without any, all of it is read.
 

@@ -10,7 +10,7 @@ import numpy as np
 from efl.errors import EflError
 
 if TYPE_CHECKING:
-    from efl.privacy.noise import Releases
+    from efl.privacy.noise import Phase, Releases
 
 
 class NoiseHolder:
@@ -26,6 +26,7 @@ class NoiseHolder:
         self._folder: Path | None = None
         self.error: EflError | None = None
         self.conditions: dict[str, dict[str, Any]] = {}
+        self._phases: list[Phase] = []
 
     @property
     def releases(self) -> Releases:
@@ -64,7 +65,12 @@ class NoiseHolder:
         """Closes a ledger on disk; it is opened again by the next run."""
         if self._releases is not None and self._folder is not None:
             self._releases.ledger.close()
+            self._phases = self._releases.ledger.phases()
             self._releases, self._folder = None, None
+
+    def phases(self) -> list[Phase]:
+        """What was released so far, across restarts; of the last run where none is on."""
+        return self._phases if self._releases is None else self._releases.ledger.phases()
 
     def noised(
         self, values: np.ndarray, *, step: int, group: str, clip: float, noise_multiplier: float, rows: int

@@ -13,6 +13,7 @@ from efl._program import Program
 from efl.errors import ConfigError, ModelError
 from efl.privacy import _private_step
 from efl.privacy._private_step import Terms
+from efl.privacy._spent import RETURNED, UPDATE
 from efl.privacy.optimizers import PrivateOptimizer
 from efl.privacy.per_example import Objective, PerExample
 
@@ -56,7 +57,9 @@ def differentiate(
     for number, optimizer in enumerate(private):
         group = program.scope.wire if len(private) == 1 else f"{program.scope.wire}/{number}"
         terms = Terms(model._noise, _step(model), group, config.reduce, size, where)
-        model._noise.conditions[group] = {"batch_size": size, "num_examples": config.num_examples}
+        sizes = {"batch_size": size, "num_examples": config.num_examples, "drop_remainder": _drops(program)}
+        microbatched = optimizer.num_microbatches is not None and optimizer.num_microbatches != size
+        model._noise.conditions[group] = {"kind": UPDATE, "microbatched": microbatched, **sizes}
         made = _private_step.private_gradients(optimizer, objective, assignments[optimizer][0], terms)
         found.update({v.ref(): g for g, v in made.pairs})
         first = first or made.gradients
@@ -71,6 +74,7 @@ def differentiate(
         clip, multiplier = _one_mechanism(private, name)
         for position, (tensor_name, _) in enumerate(received):
             terms = Terms(model._noise, _step(model), f"{program.scope.wire}/{tensor_name}/grad", where=where)
+            model._noise.conditions[terms.group] = {"kind": RETURNED, **sizes}
             back[position] = _private_step.released_rows(back[position], clip, multiplier, first, terms)
     variables = list(dict.fromkeys(v for held, _ in assignments.values() for v in held))
     ordinary = [v for o, (held, _) in assignments.items() if o not in private for v in held]
@@ -95,6 +99,11 @@ def _ordinary(
     ]
     derived = _gradients.differentiate(program.loss, divided, variables, [])
     return {v.ref(): g for v, g in zip(variables, derived.variables)}
+
+
+def _drops(program: Program) -> bool:
+    readers = _readers.own(program)
+    return bool(readers) and all(reader.drop_remainder for reader in readers)
 
 
 def _batch_size(program: Program) -> int | None:

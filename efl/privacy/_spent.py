@@ -1,0 +1,103 @@
+"""What a trained model has given away: from its ledger, and from what it sends, to the table of adversaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from efl._task_scope import MODE
+from efl.errors import ModelError
+from efl.privacy.accounting import AdversaryTable, Mechanism, Party, Releases, adversary_table, unknown_party
+from efl.privacy.noise import Phase
+
+if TYPE_CHECKING:
+    from efl.model import Model
+
+UPDATE, RETURNED = "update", "returned gradient"  # what a release is
+
+
+def _multiplier(optimizer: Any) -> float:
+    return float(getattr(optimizer, "noise_multiplier", None) or 0.0)
+
+
+def privacy_spent(model: Model, delta: float, accountant: str) -> AdversaryTable:
+    """See ``efl.Model.privacy_spent``."""
+    phases = model._noise_holder.phases() if model._noise_holder is not None else []
+    if not phases:
+        raise ModelError(
+            "privacy_spent: nothing was released with noise yet: train with a private optimizer "
+            "(efl.DPAdamGaussianOptimizer …) first"
+        )
+    role = model.settings.federal_role or "model"
+    own = Party(
+        role,
+        updates=_streams(phases, UPDATE),
+        unprotected=tuple(_unprotected(model)),
+        sent=_streams(phases, RETURNED),
+        sent_raw=tuple(model._sent_raw()),
+    )
+    if not model.settings.federal_role:
+        return adversary_table([own], delta, accountant=accountant)
+    other = "follower" if role == "leader" else "leader"
+    parties = [own, _peer(other, phases, model)]
+    return adversary_table(sorted(parties, key=lambda party: party.name != "leader"), delta, accountant=accountant)
+
+
+def _streams(phases: Sequence[Phase], kind: str, peer: bool = False) -> tuple[Releases, ...]:
+    """Releases of one kind, by name; with ``peer`` those that the peer made in the same steps."""
+    by_name: dict[str, list[Phase]] = {}
+    for phase in phases:
+        if phase.terms.get("kind") == kind:
+            by_name.setdefault(phase.terms["group"], []).append(phase)
+    return tuple(
+        Releases(f"{name} (peer)" if peer else name, tuple(_mechanism(p, len(held) > 1, peer) for p in held))
+        for name, held in by_name.items()
+    )
+
+
+def _mechanism(phase: Phase, is_one_of_several: bool, peer: bool) -> Mechanism:
+    terms = phase.terms
+    examples, batch = terms.get("num_examples"), terms.get("batch_size")
+    if examples is None or batch is None:
+        missing = " and ".join(key for key, size in (("NUM_EXAMPLES", examples), ("BATCH_SIZE", batch)) if size is None)
+        raise ModelError(
+            f"privacy_spent: how often a row takes part is not known: compile(opt_config={{...}}) without {missing}, "
+            "and the data's reader does not say. What was released is in the ledger, but cannot be accounted for"
+        )
+    multiplier = terms["peer"]["noise_multiplier"] if peer else terms["noise_multiplier"]
+    batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
+    # A stretch that begins inside an epoch may touch one epoch more.
+    epochs = math.ceil(phase.releases / batches) + is_one_of_several
+    return Mechanism(
+        multiplier,
+        phase.releases,
+        min(phase.releases, epochs),
+        min(1.0, batch / examples),
+        microbatched=bool(terms.get("microbatched")),
+    )
+
+
+def _unprotected(model: Model) -> list[str]:
+    """Variables that are trained without noise that efl adds."""
+    return [
+        variable.op.name
+        for scope, program in model._programs.items()
+        if scope.mode is MODE.TRAIN
+        for optimizer, (variables, _) in program.optimizers.items()
+        if _multiplier(optimizer) == 0.0
+        for variable in variables
+    ]
+
+
+def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:
+    """The peer as it described itself in the handshake, over the same steps."""
+    told = [phase.terms.get("peer") for phase in phases if phase.terms.get("kind") == UPDATE]
+    if any(each is None for each in told):
+        return unknown_party(name)
+    sent_raw = tuple(model._received_raw(all(each["noises_returns"] for each in told if each)))
+    if all(each["noise_multiplier"] is None for each in told if each):
+        return Party(name, sent_raw=sent_raw)  # it trains nothing
+    if any(not each["noise_multiplier"] for each in told if each):
+        return Party(name, unprotected=("its weights",), sent_raw=sent_raw)
+    return Party(name, updates=_streams(phases, UPDATE, peer=True), sent_raw=sent_raw)

@@ -1,0 +1,106 @@
+"""What a trained model has spent: from the ledger, across restarts, for each adversary."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import efl
+from efl.errors import ModelError
+from efl.privacy.accounting import Mechanism, compute_epsilon
+from tests.federation.harness import run_both
+from tests.privacy import test_federation as federation
+
+pytest.importorskip("dp_accounting")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+ROWS, BATCH = 40, 8
+X = np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32)
+
+
+def model(multiplier: float = 2.0, private: bool = True, **config: object) -> efl.Model:
+    tf.reset_default_graph()
+    data = tf.data.Dataset.from_tensor_slices(X).repeat().batch(BATCH, drop_remainder="static" in config)
+    batch = tf.data.make_initializable_iterator(data).get_next()
+    config.pop("static", None)
+    made = efl.Model(seed=1)
+    made.input_fn(lambda m, mode: efl.Sample({"x": batch}, {"x": [tf.feature_column.numeric_column("x", 3)]}))
+    made.loss_fn(lambda m, sample: tf.reduce_sum(tf.square(tf.layers.dense(sample["x"], 2, name="d")), 1))
+    plain, noisy = tf.train.GradientDescentOptimizer(0.1), efl.DPGradientDescentGaussianOptimizer
+    optimizer = noisy(1.0, multiplier, learning_rate=0.1) if private else plain
+    made.optimizer_fn(efl.optimizer_fn.optimizer_setter(optimizer))
+    return made.compile(opt_config=config or None)
+
+
+def test_epsilon_is_that_of_the_steps_taken_also_after_a_restart(tmp_path):
+    folder = str(tmp_path)
+    for steps in (10, 13):  # two epochs, then two and a part of a third
+        trained = model(BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+        trained.fit(efl.procedure_fn.train(max_step=steps), checkpoint_dir=folder, save_checkpoint_steps=5)
+        (row,) = trained.privacy_spent(1e-3).rows
+        total = {10: 10, 13: 23}[steps]  # another procedure goes on with the weights
+        expected = compute_epsilon([Mechanism(2.0, total, -(-total // 5))], 1e-3, sampling="none").epsilon
+        assert row.epsilon == pytest.approx(expected, rel=1e-6)
+        assert row.adversary == "outsider who sees the model" and not row.amplified
+        assert row.reported is not None and row.reported < row.epsilon  # the Poisson figure, which is no guarantee
+    assert "as commonly reported, not a guarantee here" in str(trained.privacy_spent(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [({}, "NUM_EXAMPLES and BATCH_SIZE"), ({"static": True}, "NUM_EXAMPLES"), ({"NUM_EXAMPLES": ROWS}, "BATCH_SIZE")],
+)
+def test_without_sizes_it_trains_and_says_what_is_missing(config, missing):
+    trained = model(**config)
+    trained.fit(efl.procedure_fn.train(max_step=2))
+    with pytest.raises(ModelError, match=rf"how often a row takes part is not known: .* without {missing}, and"):
+        trained.privacy_spent(1e-3)
+
+
+def test_a_model_that_released_nothing_has_nothing_to_say():
+    trained = model(private=False)
+    trained.fit(efl.procedure_fn.train(max_step=2))
+    with pytest.raises(ModelError, match="nothing was released with noise yet"):
+        trained.privacy_spent(1e-3)
+
+
+def test_clipping_alone_is_no_guarantee():
+    trained = model(multiplier=0.0, BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+    trained.fit(efl.procedure_fn.train(max_step=2))
+    (row,) = trained.privacy_spent(1e-3).rows
+    assert row.epsilon is None and row.reason.startswith("none (weights updated without noise)")
+
+
+def party(text, private, **config):
+    return federation.party(text, private, **config).replace("install()\n", "")  # real noise, and a real ledger
+
+
+def test_a_federation_says_who_learns_what(tmp_path):
+    sizes = {"BATCH_SIZE": 16, "NUM_EXAMPLES": 96}
+    say = "\nprint('TABLE', [(r.adversary, r.epsilon, r.reason) for r in model.privacy_spent(1e-3).rows])\n"
+    leader = party(federation.LEADER, True, **sizes) + say
+    follower = party(federation.FOLLOWER, True, **sizes) + say
+    told = run_both(tmp_path, leader, follower)
+    tables = {role: re.search(r"TABLE (.*)", result.output)[1] for role, result in told.items()}
+    rows = {role: {name: rest for name, *rest in eval(table)} for role, table in tables.items()}
+    both = "outsider who sees both models"
+    # Six steps are one epoch: one participation in each party's updates, with the same noise.
+    expected = compute_epsilon([Mechanism(0.2, 6, 1)] * 2, 1e-3, sampling="none").epsilon
+    for role in rows:
+        assert rows[role][both] == [pytest.approx(expected, rel=1e-6), ""]
+    about_follower = rows["follower"]["the leader, with all that it received, about the follower's rows"]
+    assert about_follower == [None, "none: f was sent raw"]
+    about_leader = rows["leader"]["the follower, with all that it received, about the leader's rows"]
+    # Its returned gradients are clipped and noised: they compose with its updates.
+    twice = compute_epsilon([Mechanism(0.2, 6, 1)] * 2, 1e-3, relation="replace_one", sampling="none").epsilon
+    assert about_leader == [pytest.approx(twice, rel=1e-6), ""]
+
+
+def test_a_peer_without_noise_leaves_outsiders_without_a_guarantee(tmp_path):
+    say = "\nprint('TABLE', model.privacy_spent(1e-3))\n"
+    leader = party(federation.LEADER, True, BATCH_SIZE=16, NUM_EXAMPLES=96, BACKEND_MODE="unnoise") + say
+    told = run_both(tmp_path, leader, party(federation.FOLLOWER, False))["leader"].output
+    assert "none (weights updated without noise): follower: its weights" in told
+    assert re.search(r"the follower, .*about the leader's rows .*none: gradient of f was sent raw", told)
