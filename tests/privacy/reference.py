@@ -16,10 +16,10 @@ import pytest
 
 def module(name: str) -> Any:
     """A module of tensorflow-privacy; skips the test where it is not installed."""
-    spec = importlib.util.find_spec("tensorflow_privacy") if "tensorflow_privacy" not in sys.modules else True
-    if spec is None:
-        pytest.skip("tensorflow-privacy is not installed (the extra 'privacy')")
-    if spec is not True:
+    if "tensorflow_privacy" not in sys.modules:
+        spec = importlib.util.find_spec("tensorflow_privacy")
+        if spec is None or spec.submodule_search_locations is None:
+            pytest.skip("tensorflow-privacy is not installed (the extra 'privacy')")
         package = types.ModuleType("tensorflow_privacy")
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules["tensorflow_privacy"] = package

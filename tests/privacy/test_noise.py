@@ -90,6 +90,47 @@ def test_any_change_draws_fresh_noise(change: object) -> None:
     assert sum(phase.releases for phase in made.ledger.phases()) == 2
 
 
+def test_a_replay_after_a_restart_has_the_same_noise_and_nothing_else_has(tmp_path: Path) -> None:
+    values = [np.full(1000, float(step), np.float32) for step in range(4)]
+    answers = []
+    for _ in range(2):
+        made = Releases(Seed.load_or_create(tmp_path / "seed")[0], Ledger(tmp_path / "ledger"))
+        answers.append([made.noised(v, **{**RELEASE, "step": step}) for step, v in enumerate(values)])
+        answers[-1].append(made.noised(values[0] + len(answers), **{**RELEASE, "step": 0}))
+        made.ledger.close()
+    for first, again in zip(answers[0][:4], answers[1][:4], strict=True):
+        np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(answers[0][4], answers[1][4])[0, 1]) < 0.2
+    assert [p.releases for p in Ledger(tmp_path / "ledger").phases()] == [6]
+
+
+def test_what_is_drawn_ahead_is_what_would_be_drawn() -> None:
+    """Groups of two sizes by turns, then another order: every release has noise of its own, of the right deviation."""
+    made = releases()
+    seen = []
+    for step in range(12):
+        groups = [("a", 5000), ("b", 300)] if step < 8 else [("b", 300), ("b2", 5000), ("a", 4000)]
+        for group, size in groups:
+            out = made.noised(np.zeros(size, np.float32), **{**RELEASE, "step": step, "group": group})
+            assert abs(out.std() / 3.0 - 1) < 0.2
+            seen.append(out[:300])
+    correlations = np.corrcoef(np.stack(seen)) - np.eye(len(seen))
+    assert abs(correlations).max() < 0.35
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_draws_noise_of_its_own() -> None:
+    made = releases()
+    made.noised(np.zeros(4, np.float32), **RELEASE)
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.write(writing, made.noised(np.ones(4, np.float32), **RELEASE).tobytes())
+        os._exit(0)
+    os.wait()
+    theirs = np.frombuffer(os.read(reading, 64), np.float32)
+    assert not np.allclose(theirs, made.noised(np.ones(4, np.float32), **RELEASE))
+
+
 def test_no_multiplier_no_noise_and_the_ledger_shows_it() -> None:
     made, values = releases(), np.arange(5, dtype=np.float32)
     np.testing.assert_array_equal(made.noised(values, **{**RELEASE, "noise_multiplier": 0.0}), values)
@@ -150,8 +191,10 @@ def test_phases_are_counted_across_openings_and_no_rollback_rewinds_them(tmp_pat
         for step in range(5):
             # The second opening takes steps 0 to 4 again: the first three identically.
             digest = bytes([step, 0 if step < 3 else opening]) + bytes(14)
-            assert held.enter({"group": "a", "sigma": 1.0}, step, 8 + step, digest) == (opening == 0 or step >= 3)
-        held.enter({"group": "b", "sigma": float(opening)}, 5, 1, bytes([99, opening]) + bytes(14))
+            drawn = bytes([opening]) + bytes(15), step
+            given = held.enter({"group": "a", "sigma": 1.0}, step, 8 + step, digest, drawn)
+            assert given == (drawn if step >= 3 else (bytes(16), step))
+        held.enter({"group": "b", "sigma": float(opening)}, 5, 1, bytes([99, opening]) + bytes(14), drawn)
         held.close()
     counted = [(p.terms["group"], p.releases, p.rows) for p in Ledger(tmp_path / "ledger").phases()]
     assert counted == [("a", 7, 12), ("b", 1, 1), ("b", 1, 1)]
@@ -185,7 +228,7 @@ def test_after_a_crash_of_the_machine_what_was_reserved_counts(
 ) -> None:
     held = Ledger(tmp_path / "ledger")
     for step in range(3):
-        held.enter({"group": "a"}, step, 8, step.to_bytes(16, "little"))
+        held.enter({"group": "a"}, step, 8, step.to_bytes(16, "little"), (bytes(16), step))
     monkeypatch.setattr(ledger, "_BOOT_ID", tmp_path / "another")
     (tmp_path / "another").write_text("11111111-2222-3333-4444-555555555555\n")
     for _ in range(2):  # that is settled once
@@ -195,7 +238,7 @@ def test_after_a_crash_of_the_machine_what_was_reserved_counts(
 
 def test_after_a_crash_before_the_first_release_was_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Ledger(tmp_path / "ledger")
-    held.enter({"group": "a"}, 0, 8, bytes(16))
+    held.enter({"group": "a"}, 0, 8, bytes(16), (bytes(16), 0))
     path = tmp_path / "ledger" / "releases"
     os.truncate(path, path.stat().st_size // 2)  # the reservation is there, the release is not
     (tmp_path / "another").write_text("11111111-2222-3333-4444-555555555555\n")
@@ -205,7 +248,7 @@ def test_after_a_crash_before_the_first_release_was_on_disk(tmp_path: Path, monk
 
 def test_a_ledger_that_was_closed_counts_what_was_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Ledger(tmp_path / "ledger")
-    held.enter({"group": "a"}, 0, 8, bytes(16))
+    held.enter({"group": "a"}, 0, 8, bytes(16), (bytes(16), 0))
     held.close()
     (tmp_path / "another").write_text("11111111-2222-3333-4444-555555555555\n")
     monkeypatch.setattr(ledger, "_BOOT_ID", tmp_path / "another")
@@ -215,14 +258,14 @@ def test_a_ledger_that_was_closed_counts_what_was_released(tmp_path: Path, monke
 def test_a_torn_record_counts_and_damage_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held = Ledger(tmp_path / "ledger")
     for step in range(3):
-        held.enter({"group": "a"}, step, 8, step.to_bytes(16, "little"))
+        held.enter({"group": "a"}, step, 8, step.to_bytes(16, "little"), (bytes(16), step))
     path = tmp_path / "ledger" / "releases"
     data = path.read_bytes()
     path.write_bytes(data[:-3])
     for _ in range(2):
         assert [p.releases for p in Ledger(tmp_path / "ledger").phases()] == [1000]
     assert caplog.text.count("its last record is torn") == 1
-    path.write_bytes(data[:80] + bytes([data[80] ^ 1]) + data[81:])
+    path.write_bytes(data[:140] + bytes([data[140] ^ 1]) + data[141:])
     with pytest.raises(CheckpointError, match=r"releases, record 2: damaged, so nobody knows what was released"):
         Ledger(tmp_path / "ledger")
 

@@ -24,14 +24,15 @@ from typing import Any
 from efl.errors import CheckpointError
 
 _log = logging.getLogger("efl")
-# checksum | kind, terms | rows | step | digest
-_RECORD = struct.Struct("<IHHIQ16s")
+# checksum | kind, terms | rows | step | digest, stream, number in it
+_RECORD = struct.Struct("<IHHIQ16s16sQ")
 _RELEASE, _RESERVATION, _CLOSED, _LOST = 1, 2, 3, 4
 _RESERVED = 1000  # releases
 _REMEMBERED = 100_000  # digests; a replay of an older one is counted again, which is too much
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Terms = Mapping[str, Any]
+Drawn = tuple[bytes, int]  # which noise a release has: 16 bytes that name a stream, the number of a draw in it
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Ledger:
         self._terms: list[Terms] = []
         self._number_of: dict[str, int] = {}
         self._phases: dict[int, list[int]] = {}  # number of the terms -> releases, rows
-        self._seen: dict[bytes, None] = {}
+        self._seen: dict[bytes, Drawn] = {}
         self._last = 0  # number of the last release's terms
         self._left = 0  # of the reservation
         self._file: int | None = None
@@ -80,30 +81,33 @@ class Ledger:
         """One that ends with the process."""
         return cls(None)
 
-    def enter(self, terms: Terms, step: int, rows: int, digest: bytes) -> bool:
+    def enter(self, terms: Terms, step: int, rows: int, digest: bytes, drawn: Drawn) -> Drawn:
         """Records a release that is about to leave.
 
         Args:
           terms: What it is and under which conditions: JSON values (group, clip, noise_multiplier, …).
           step: Training step.
           rows: Rows of the batch.
-          digest: 16 bytes; equal ones are the same release, noise included.
+          digest: 16 bytes; equal ones are the same release.
+          drawn: The noise that it is to have, if it is a new one; never used before.
 
         Returns:
-          Whether it is a new one; a replay is not counted again.
+          The noise that it must have: ``drawn``, or that of the earlier release of which it is a replay, which is not
+          counted again.
 
         Raises:
           CheckpointError: It cannot be written.
         """
         with self._lock:
-            if digest in self._seen:
-                return False
+            earlier = self._seen.get(digest)
+            if earlier is not None:
+                return earlier
             number = self._number(terms)
             try:
                 if self._file is not None:
                     if self._left == 0:
                         self._reserve()
-                    self._append(_RELEASE, number, rows, step, digest)
+                    self._append(_RELEASE, number, rows, step, digest, drawn)
             except OSError as error:
                 raise CheckpointError(
                     f"the ledger of releases in {self._folder} cannot be written ({error.strerror}), so nothing may be "
@@ -111,8 +115,8 @@ class Ledger:
                 ) from None
             self._left -= 1
             self._count(number, rows)
-            self._remember(digest)
-            return True
+            self._remember(digest, drawn)
+            return drawn
 
     def phases(self) -> list[Phase]:
         """What was released, in the order in which terms came up first."""
@@ -149,9 +153,9 @@ class Ledger:
         os.fsync(self._file)
         self._left = _RESERVED
 
-    def _append(self, kind: int, number: int, rows: int, step: int, digest: bytes) -> None:
+    def _append(self, kind: int, number: int, rows: int, step: int, digest: bytes, drawn: Drawn = (b"", 0)) -> None:
         assert self._file is not None
-        record = _RECORD.pack(0, kind, number, rows, step, digest)
+        record = _RECORD.pack(0, kind, number, rows, step, digest, *drawn)
         os.write(self._file, struct.pack("<I", zlib.crc32(record[4:])) + record[4:])
 
     def _count(self, number: int, rows: int, releases: int = 1) -> None:
@@ -160,8 +164,8 @@ class Ledger:
         held[1] = max(held[1], rows)
         self._last = number
 
-    def _remember(self, digest: bytes) -> None:
-        self._seen[digest] = None
+    def _remember(self, digest: bytes, drawn: Drawn) -> None:
+        self._seen[digest] = drawn
         if len(self._seen) > _REMEMBERED:
             del self._seen[next(iter(self._seen))]
 
@@ -191,10 +195,8 @@ class Ledger:
         if torn:
             _log.warning("%s: its last record is torn; what it stood for is counted as released", path)
             os.truncate(path, len(data) - torn)
-        reserved_in = b""
-        for position, (kind, number, rows, _, digest) in enumerate(
-            _records(path, memoryview(data)[: len(data) - torn])
-        ):
+        whole, reserved_in = memoryview(data)[: len(data) - torn], b""
+        for position, (kind, number, rows, _, digest, *drawn) in enumerate(_records(path, whole)):
             if kind == _RESERVATION:
                 self._left, reserved_in = rows, digest
             elif kind in (_CLOSED, _LOST):
@@ -204,7 +206,7 @@ class Ledger:
             elif kind == _RELEASE and number < len(self._terms):
                 self._left = max(0, self._left - 1)
                 self._count(number, rows)
-                self._remember(digest)
+                self._remember(digest, (drawn[0], drawn[1]))
             else:
                 raise CheckpointError(f"{path}, record {position}: unknown; was it written by a newer efl?")
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -229,15 +231,15 @@ class Ledger:
         self._left = 0
 
 
-def _records(path: Path, data: memoryview) -> Iterator[tuple[int, int, int, int, bytes]]:
+def _records(path: Path, data: memoryview) -> Iterator[tuple[Any, ...]]:
     for position in range(0, len(data), _RECORD.size):
-        checksum, kind, number, rows, step, digest = _RECORD.unpack_from(data, position)
+        checksum, *fields = _RECORD.unpack_from(data, position)
         if checksum != zlib.crc32(data[position + 4 : position + _RECORD.size]):
             raise CheckpointError(
                 f"{path}, record {position // _RECORD.size}: damaged, so nobody knows what was released; restore the "
                 "file from a copy, or count its run as lost"
             )
-        yield kind, number, rows, step, digest
+        yield tuple(fields)
 
 
 def _boot() -> bytes:

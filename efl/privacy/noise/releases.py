@@ -1,4 +1,4 @@
-"""Values with noise added, keyed by what they are and entered in the ledger before they leave."""
+"""Values with noise added, which is fresh for each release, and entered in the ledger before they leave."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from efl.errors import ConfigError
+from efl.privacy.noise.ahead import Ahead
 from efl.privacy.noise.ledger import Ledger
 from efl.privacy.noise.seed import Seed
-from efl.privacy.noise.stream import gaussian
 
 
 class Releases:
     """Adds noise. May be called from any thread.
 
-    The noise of a release follows from the secret seed and *everything* that the release is made of: group, step, clip,
-    multiplier, and the values themselves. So a step that is taken again after a recovery, with the same values, gets
-    the same noise: it tells nothing new, and is counted once. Were the noise to follow from the step alone, a peer that
-    makes us repeat a step with another activation would subtract the two answers and have their exact difference.
+    Every release has noise of its own: the key of its draw follows from the secret seed, a random name that each
+    process gives its stream, and a number that is counted up in it. No two draws share a key, whatever is lost or
+    rolled back.
+
+    With one exception: a release that is identical to an earlier one (same group, step, clip, multiplier, rows and
+    *values*, compared by a digest under the seed) gets the noise that the earlier one had, which the ledger knows. So a
+    step that is taken again after a recovery tells nothing new, and is counted once. Were noise to follow from the step
+    alone, a peer that makes us repeat a step with another activation would subtract the two answers and have their
+    exact difference. Were it to follow from the digest, it could not be drawn before the values are there.
     """
 
     def __init__(self, seed: Seed, ledger: Ledger) -> None:
@@ -29,6 +35,8 @@ class Releases:
         ledger: Where releases are entered.
         """
         self._seed, self.ledger = seed, ledger
+        self._ahead = Ahead(lambda stream, number: seed.key(b"efl noise", stream, number.to_bytes(8, "little")))
+        self._tag = AESGCM(seed.key(b"efl tag"))
 
     def noised(
         self,
@@ -63,15 +71,17 @@ class Releases:
             raise ConfigError(f"noise for {values.dtype} ({group}): expected float32 or float64")
         held = np.ascontiguousarray(values)
         what = json.dumps([group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape]).encode()
-        key = self._seed.key(
-            b"efl noise", len(what).to_bytes(8, "little"), what, held.data.cast("B") if held.size else b""
-        )
-        digest = self._seed.key(b"efl ledger", key)[:16]
         terms = {**(conditions or {}), "group": group, "clip": clip, "noise_multiplier": noise_multiplier}
-        self.ledger.enter(terms, step, rows, digest)
+        drawn = self.ledger.enter(terms, step, rows, self._digest(what, held), self._ahead.next())
         if noise_multiplier == 0.0:
             return held
-        noise = gaussian(key, held.size)
+        noise = self._ahead.take(drawn, held.size, group)
         noise *= clip * noise_multiplier
         noise += held.reshape(-1)  # in double precision; see stream
         return noise.astype(held.dtype).reshape(held.shape)
+
+    def _digest(self, what: bytes, values: np.ndarray) -> bytes:
+        """16 bytes that are equal for equal releases only, and tell nothing to whoever does not know the seed."""
+        # A universal hash under a secret key is enough, and the fastest that there is; its tag stays secret.
+        tag = self._tag.encrypt(bytes(12), b"", values.data.cast("B") if values.size else b"")
+        return self._seed.key(b"efl ledger", tag, what)[:16]

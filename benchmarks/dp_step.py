@@ -1,0 +1,200 @@
+"""A training step with differential privacy beside one without, in one run: ours, tensorflow-privacy's.
+
+    python benchmarks/dp_step.py [--quick] [--batch 256] [--record benchmarks/results/dp_step.md]
+
+Every program is a process of its own that trains one network on random images, by a plain TensorFlow session:
+
+* ``none``: gradient descent on the mean loss.
+* ``efl``: ``efl.DPGradientDescentGaussianOptimizer``: clipped per example, its own noise, a ledger in memory.
+* ``tfp``: tensorflow-privacy's ``DPGradientDescentGaussianOptimizer``; ``tfp vectorised``: its vectorised one.
+
+Networks: ``cnn`` is the seed's (two convolutions, two dense layers), ``dense`` a half of the split MNIST model.
+Measurements take turns, so that a busy machine slows all of them alike; a round is some steps of each. Memory is the
+peak of the process above what it held when the graph was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import Goal, goals_table, record, table
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+NETWORKS = ("cnn", "dense")
+PROGRAMS = ("none", "efl", "tfp", "tfp vectorised")
+SLOW = ("tfp", "tfp vectorised")  # some steps of these are enough
+MOST, MOST_DENSE, LEAST_TFP, MOST_MEMORY = 1.6, 1.5, 150.0, 2.0
+MIB = 1 << 20
+
+
+def build(network: str, batch: int) -> tuple[Any, Any]:
+    """A loss vector, and what reads the batch."""
+    import tensorflow.compat.v1 as tf
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(batch, 28, 28, 1)).astype(np.float32)
+    y = rng.integers(0, 10, batch).astype(np.int32)
+    images, labels = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors((x, y)).repeat()).get_next()
+    images = tf.ensure_shape(images, [batch, 28, 28, 1])
+    if network == "cnn":
+        h = tf.layers.conv2d(images, 16, 8, strides=2, padding="same", activation="relu")
+        h = tf.layers.max_pooling2d(h, 2, 1)
+        h = tf.layers.conv2d(h, 32, 4, strides=2, padding="valid", activation="relu")
+        h = tf.layers.max_pooling2d(h, 2, 1)
+        h = tf.layers.dense(tf.layers.flatten(h), 32, activation="relu")
+    else:
+        h = tf.layers.dense(tf.layers.flatten(images[:, :, :14]), 128, activation="relu")
+        h = tf.layers.dense(h, 128, activation="relu")
+    logits = tf.layers.dense(h, 10)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits), images
+
+
+def step_of(program: str, network: str, batch: int) -> Callable[[], Any]:
+    """A function that takes one training step."""
+    import tensorflow.compat.v1 as tf
+
+    import efl
+
+    tf.set_random_seed(1)
+    loss, _ = build(network, batch)
+    if program == "none":
+        op = tf.train.GradientDescentOptimizer(0.01).minimize(tf.reduce_mean(loss))
+    elif program == "efl":
+        op = efl.DPGradientDescentGaussianOptimizer(1.0, 1.3, learning_rate=0.01).minimize(loss)
+    else:
+        sys.path.insert(0, str(_ROOT))
+        from tests.privacy.reference import module
+
+        name = "dp_optimizer" if program == "tfp" else "dp_optimizer_vectorized"
+        made = module(f"optimizers.{name}")
+        cls = made.DPGradientDescentGaussianOptimizer if program == "tfp" else made.VectorizedDPSGD
+        op = cls(1.0, 1.3, num_microbatches=batch, learning_rate=0.01).minimize(loss)
+    config = tf.ConfigProto(inter_op_parallelism_threads=2, intra_op_parallelism_threads=2)
+    session = tf.Session(config=config)
+    session.run(tf.global_variables_initializer())
+    return session.make_callable(op)
+
+
+def serve(program: str, network: str, batch: int) -> None:
+    """Takes as many steps as each line of the input says, and says how long they took (seconds) and its peak memory."""
+    step = step_of(program, network, batch)
+    idle = _resident()
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        spent = time.perf_counter() - start
+        print(json.dumps([spent, max(0, _peak() - idle)]), flush=True)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Program:
+    """One program's process."""
+
+    def __init__(self, program: str, network: str, batch: int) -> None:
+        command = [sys.executable, __file__, "--serve", program, "--network", network, "--batch", str(batch)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+    def steps(self, count: int) -> tuple[float, float]:
+        """(milliseconds a step, peak MiB above idle)."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit("a program ended before it was measured: run it with --serve to see why")
+        spent, peak = json.loads(answer)
+        return 1e3 * spent / count, peak / MIB
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.wait()
+
+
+def measure(network: str, batch: int, rounds: int, steps: int, slow: bool) -> dict[str, tuple[float, float, float]]:
+    """Program -> (median ms a step, median ratio to none of the same round, peak MiB)."""
+    programs = [p for p in PROGRAMS if p not in SLOW or slow]
+    running = {name: Program(name, network, batch) for name in programs}
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    peaks: dict[str, float] = {}
+    try:
+        for name, program in running.items():
+            program.steps(1 if name in SLOW else 10)
+        for number in range(rounds):
+            for name, program in running.items():
+                if name in SLOW and number >= 2:
+                    continue
+                spent, peaks[name] = program.steps(1 if name in SLOW else steps)
+                times[name].append(spent)
+    finally:
+        for program in running.values():
+            program.close()
+    bare = times["none"]
+    return {
+        name: (statistics.median(held), statistics.median(a / b for a, b in zip(held, bare)), peaks[name])
+        for name, held in times.items()
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, without the slow programs")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--record", type=Path, help="also write what is printed to this file")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--network", default="cnn", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve, arguments.network, arguments.batch)
+        return
+    rounds, steps = (3, 10) if arguments.quick else (21, 30)
+    rows, goals, results = [], [], {}
+    for network in NETWORKS:
+        batches = [arguments.batch] if arguments.quick or network != "cnn" else [arguments.batch, 4 * arguments.batch]
+        for batch in batches:
+            slow = not arguments.quick and network == "cnn" and batch == arguments.batch
+            found = measure(network, batch, rounds, steps, slow)
+            results[f"{network} {batch}"] = {name: [round(value, 3) for value in held] for name, held in found.items()}
+            for name, (spent, ratio, peak) in found.items():
+                rows.append((f"{network}, {batch}", name, f"{spent:,.2f}", f"{ratio:.2f}", f"{peak:,.0f}"))
+            ours, none = found["efl"], found["none"]
+            most = MOST if network == "cnn" else MOST_DENSE
+            if batch == arguments.batch:
+                goals.append(Goal(f"{network}: efl / none", ours[1], most, least=False))
+            goals.append(
+                Goal(f"{network}, {batch}: memory, efl / none", ours[2] / max(none[2], 1.0), MOST_MEMORY, least=False)
+            )
+            if "tfp" in found:
+                goals.append(Goal(f"{network}: tfp / efl", found["tfp"][0] / ours[0], LEAST_TFP, digits=0))
+    heads = ("network, batch", "program", "ms a step", "times none", "peak MiB above idle")
+    text = f"{table(heads, rows, words=2)}\n\n{goals_table(goals)}\n"
+    ratio = results[f"cnn {arguments.batch}"]["efl"][1]
+    line = json.dumps({"benchmark": "dp_step", "ratio": ratio, "results": results})
+    print(f"{text}\n{line}")
+    if arguments.record:
+        record(arguments.record, "dp_step", f"{text}\n```json\n{line}\n```")
+
+
+if __name__ == "__main__":
+    main()
