@@ -81,7 +81,7 @@ class PerExample:
         if isinstance(plan.parts, _Detour):
             return self._norms_by_detour(variable, plan)
         if plan.product is not None:
-            return tf.reduce_sum(tf.square(plan.product), [1, 2])
+            return parts.sum_of_squares(plan.product, [1, 2])
         return parts.squared_norms(plan.parts)
 
     def weighted_sum(self, variable: tf.Variable, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
