@@ -285,12 +285,13 @@ class Model(Definition):
         """The tasks that can be trained or evaluated, in the order of their definition."""
         return list(self._loss_fns if mode is MODE.TRAIN else self._eval_fns)
 
-    def privacy_spent(self, delta: float, accountant: str = "pld") -> AdversaryTable:
+    def privacy_spent(self, delta: float, accountant: str = "pld", further_steps: int = 0) -> AdversaryTable:
         """What the model's training has given away so far, to whom, across restarts (from the ledger of releases).
 
         Args:
           delta: δ of (ε, δ)-differential privacy, smaller than one over the number of examples.
           accountant: For figures with Poisson sampling: ``"pld"`` or ``"rdp"``.
+          further_steps: What it would be after so many more steps like the last.
 
         Returns:
           A table with a row for each adversary; ``print`` shows it.
@@ -302,7 +303,7 @@ class Model(Definition):
         """
         from efl.privacy import _spent  # only who trains privately needs it
 
-        return _spent.privacy_spent(self, delta, accountant)
+        return _spent.privacy_spent(self, delta, accountant, further_steps)
 
     def get_weights(self) -> dict[str, np.ndarray]:
         """The trainable variables' values, by name. During or after ``fit``.

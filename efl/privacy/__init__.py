@@ -5,6 +5,8 @@ The names are in ``efl`` too. What is promised, to whom, stands in the documenta
 
 from __future__ import annotations
 
+from efl.privacy.accounting import AdversaryTable, compute_dp_sgd_privacy, compute_noise, max_steps
+from efl.privacy.hooks import PrivacyHook
 from efl.privacy.optimizers import (
     DPAdagradGaussianOptimizer,
     DPAdagradOptimizer,
@@ -17,12 +19,17 @@ from efl.privacy.optimizers import (
 )
 
 __all__ = [
+    "AdversaryTable",
     "DPAdagradGaussianOptimizer",
     "DPAdagradOptimizer",
     "DPAdamGaussianOptimizer",
     "DPAdamOptimizer",
     "DPGradientDescentGaussianOptimizer",
     "DPGradientDescentOptimizer",
+    "PrivacyHook",
+    "compute_dp_sgd_privacy",
+    "compute_noise",
     "make_gaussian_optimizer_class",
     "make_optimizer_class",
+    "max_steps",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from efl._task_scope import MODE
@@ -21,9 +22,13 @@ def _multiplier(optimizer: Any) -> float:
     return float(getattr(optimizer, "noise_multiplier", None) or 0.0)
 
 
-def privacy_spent(model: Model, delta: float, accountant: str) -> AdversaryTable:
+def privacy_spent(model: Model, delta: float, accountant: str, further_steps: int = 0) -> AdversaryTable:
     """See ``efl.Model.privacy_spent``."""
     phases = model._noise_holder.phases() if model._noise_holder is not None else []
+    if further_steps:
+        newest = {phase.terms["group"]: number for number, phase in enumerate(phases)}
+        for number in newest.values():
+            phases[number] = replace(phases[number], releases=phases[number].releases + further_steps)
     if not phases:
         raise ModelError(
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "
