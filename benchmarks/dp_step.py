@@ -158,7 +158,7 @@ def measure(network: str, batch: int, rounds: int, steps: int, slow: bool) -> di
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, without the slow programs")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--record", type=Path, help="also write what is printed to this file")
