@@ -97,7 +97,7 @@ def private_gradients(
             sums = _by_query(optimizer.dp_sum_query, gradients, scale)
         else:
             assert optimizer.noise_multiplier is not None
-            weights = clipping_weights(gradients, gradients.variables, optimizer.l2_norm_clip, scale)
+            weights = clipping_weights(gradients, gradients.variables, optimizer.l2_norm_clip, scale, terms.where)
             clipped = [tf.convert_to_tensor(gradients.weighted_sum(v, weights)) for v in gradients.variables]
             sums = add_noise(clipped, optimizer.l2_norm_clip, optimizer.noise_multiplier, gradients, terms)
     count = tf.cast(gradients.groups.count, tf.float64)
@@ -108,7 +108,7 @@ def private_gradients(
 
 
 def clipping_weights(
-    gradients: PerExample, variables: Sequence[tf.Variable], clip: float, scale: float = 1.0
+    gradients: PerExample, variables: Sequence[tf.Variable], clip: float, scale: float = 1.0, where: str = "the loss"
 ) -> tf.Tensor:
     """``[M]``: by what each group's gradient is multiplied, so that its norm over ``variables`` is at most ``clip``.
 
@@ -117,9 +117,19 @@ def clipping_weights(
       variables: One clipping group.
       clip: The largest norm.
       scale: A factor of every gradient that is still to be applied; it is in the weights.
+      where: Whose loss it is, for messages.
     """
     squares = [tf.cast(gradients.squared_norm(v), tf.float32) for v in variables]
     total = tf.add_n(squares) * scale**2
+    # A row that is not finite would take the sum with it, whatever its weight.
+    bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(total)), tf.int32))
+    text = (
+        "the gradient of a row is not finite, and cannot be clipped: look for zeros under a logarithm, a root or a "
+        "division, and for wild values in the input. Rows of that kind"
+    )
+    finite = _graph_checks.check(tf.equal(bad, 0), where, text, [bad], "privacy")
+    with tf.control_dependencies([finite]):
+        total = tf.identity(total)
     return scale * tf.minimum(1.0, clip * tf.math.rsqrt(tf.maximum(total, _TINY)))
 
 

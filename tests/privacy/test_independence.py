@@ -87,6 +87,17 @@ def test_mixed_rows_are_refused(name: str) -> None:
         per_example.differentiate(per_example.Objective(_rows(h)), tf.trainable_variables())
 
 
+def test_a_variable_that_carries_rows_from_step_to_step_is_refused() -> None:
+    x = tf.placeholder(tf.float32, [None, 4], "x")
+    mean = tf.get_variable("mean", [4], trainable=False)
+    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, mean.assign(0.9 * mean + 0.1 * tf.reduce_mean(x, 0)))
+    steps = tf.get_variable("steps", [], trainable=False)
+    tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, steps.assign_add(1.0))  # of no row
+    per_example.differentiate(per_example.Objective(_rows(_dense(x) * steps)), tf.trainable_variables())
+    with pytest.raises(ModelError, match="writes what it computes of rows into a variable that the loss reads"):
+        per_example.differentiate(per_example.Objective(_rows(_dense(x - mean))), tf.trainable_variables())
+
+
 def test_an_op_that_is_ignored_would_give_a_wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a rule that wrongly says of ReverseV2 that rows stay, norms are wrong, and the experiment shows it."""
     monkeypatch.setitem(walk.RULES, "ReverseV2", lambda op, ins, walk: EXAMPLES)

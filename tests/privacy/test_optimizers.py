@@ -141,3 +141,17 @@ def test_what_breaks_the_bound_is_found_at_the_first_step(monkeypatch: pytest.Mo
             sess.run(op, {x: X})
         for now, then in zip(sess.run(tf.trainable_variables()), before, strict=True):
             np.testing.assert_array_equal(now, then)
+
+
+def test_a_row_that_is_not_finite_is_no_update() -> None:
+    tf.reset_default_graph()
+    x = tf.placeholder(tf.float32, [ROWS, 4])
+    op = efl.DPGradientDescentGaussianOptimizer(1.0, 1.0, learning_rate=0.1).minimize(_loss(tf.sqrt(x)))
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        sess.run(op, {x: np.ones([ROWS, 4])})
+        before = sess.run(tf.trainable_variables())
+        with pytest.raises(tf.errors.InvalidArgumentError, match="the gradient of a row is not finite"):
+            sess.run(op, {x: np.concatenate([np.ones([ROWS - 1, 4]), -np.ones([1, 4])])})
+        for now, then in zip(sess.run(tf.trainable_variables()), before, strict=True):
+            np.testing.assert_array_equal(now, then)

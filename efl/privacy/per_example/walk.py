@@ -26,6 +26,8 @@ _SOURCES = frozenset(
         "QueueDequeueUpTo", "QueueDequeueUpToV2", "ReaderRead", "ReaderReadV2", "ParseExample", "ReadFile",
     }
 )  # fmt: skip
+_VARIABLES = frozenset({"VarHandleOp", "Variable", "VariableV2"})
+_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "Identity"})
 # Sizes are no secret here: how many rows a batch has, everybody who takes part in a step knows.
 _SIZES = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 
@@ -148,13 +150,15 @@ class Walk:
     def _of_op(self, op: tf.Operation) -> list[Layout]:
         if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
             return [self._source(t) if self._reads(t) else SHARED for t in op.outputs]
+        if op.type in _VARIABLES:
+            return [_of_variable(op)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
         if all(isinstance(layout, Shared) for layout in ins):
             return [SHARED] * len(op.outputs)
         if op.type in _SIZES and not any(isinstance(layout, Pooled) for layout in ins):
             return [self._size_of(op, layout) for layout in ins]
         for layout in ins:
-            if isinstance(layout, Mixed):
+            if isinstance(layout, Mixed) and not _normalises_by_the_batch(op):  # which says more than its averages
                 return [layout] * len(op.outputs)
         known = RULES.get(op.type)
         if known is None:
@@ -166,6 +170,21 @@ class Walk:
         if isinstance(layout, (Shared, Rows, Mixed)):
             return SHARED
         return Mixed(op, "how many entries all examples have together")
+
+
+def _normalises_by_the_batch(op: tf.Operation) -> bool:
+    return op.type.startswith("FusedBatchNorm") and bool(op.get_attr("is_training"))
+
+
+def _of_variable(op: tf.Operation) -> Layout:
+    """A variable is shared, unless something writes into it what it has from rows: then it hands that on."""
+    for writer in op.outputs[0].consumers():
+        if writer.type in _READS:
+            continue
+        for value in writer.inputs:
+            if value.op is not op and any(before.type in _SOURCES for before in _in_order([value])):
+                return Mixed(writer, "it writes what it computes of rows into a variable that the loss reads")
+    return SHARED
 
 
 def _in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
