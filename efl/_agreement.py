@@ -39,6 +39,7 @@ class Facts:
       given: Training scope -> "", or why it cannot return gradients so.
       noise: Training scope in which it trains variables -> (least noise multiplier of its updates, whether the
         gradients that it returns are noised).
+      released: Scope and name of a tensor that it sends noised -> its noise multiplier.
     """
 
     checkpoints: tuple[Known, ...]
@@ -53,6 +54,7 @@ class Facts:
     wanted: Mapping[str, bool] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
     noise: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
+    released: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The facts as JSON values."""
@@ -69,6 +71,7 @@ class Facts:
             "wanted": dict(self.wanted),
             "given": dict(self.given),
             "noise": {scope: list(told) for scope, told in self.noise.items()},
+            "released": dict(self.released),
         }
 
     def by_number(self) -> dict[int, str]:
@@ -96,6 +99,7 @@ class Facts:
                 {_text(scope, 300): _truth(wants) for scope, wants in told["wanted"].items()},
                 {_text(scope, 300): _text(why, 300) for scope, why in told["given"].items()},
                 {_text(scope, 300): (_amount(least), _truth(back)) for scope, (least, back) in told["noise"].items()},
+                {_text(name, 1000): _amount(noise) for name, noise in told["released"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow.compat.v1 as tf
+from tensorflow.core.framework import attr_value_pb2
 
 from efl.errors import ModelError
 
@@ -51,6 +52,19 @@ def call_python(function: Callable[..., None], inputs: list[tf.Tensor], name: st
     """An op that calls ``function`` with the values of ``inputs``, as numpy arrays, and gives nothing back."""
     result = tf.numpy_function(function, inputs, [], name=name)
     return result if isinstance(result, tf.Operation) else result.op
+
+
+_ROWWISE = "_efl_rowwise"
+
+
+def mark_rowwise(tensor: tf.Tensor) -> None:
+    """Says of a Python function of efl's own that row i of what it gives depends on row i of its first input only."""
+    tensor.op._set_attr(_ROWWISE, attr_value_pb2.AttrValue(b=True))
+
+
+def is_rowwise(op: tf.Operation) -> bool:
+    """Whether an op was marked so."""
+    return _ROWWISE in op.node_def.attr
 
 
 def op_name(prefix: str, wire: str) -> str:

@@ -182,7 +182,7 @@ class Run:
     def _open_noise(self) -> None:
         """Opens the secret seed and the ledger of private optimizers."""
         holder, folder = self._model._noise_holder, self.keeping.folder
-        if holder is None or not self._procedure.trains:
+        if holder is None or not (self._procedure.trains or self._model._promised_releases()):
             return
         if folder is None:
             _log.warning(
@@ -279,6 +279,7 @@ class Run:
             wanted=model._undivided.wanted,
             given=model._undivided.given,
             noise=model._promised_noise(),
+            released=model._promised_releases(),
         )
 
     def _agree(self, lost: PeerLost | None) -> Start:
@@ -307,7 +308,7 @@ class Run:
                 raise self._or_done(error, mine) from None
             peer = Facts.parse(told, communicator.peer_role)
             self._peer_wants = peer.wanted
-            model._note_peers_noise(peer.noise)
+            model._note_peers_noise(peer.noise, peer.released)
             self._meet_in_one_fit(mine, peer)
         self.keeping.peer_saves = peer.save_steps is not None
         leader = peer if self._role == "follower" else mine

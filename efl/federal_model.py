@@ -91,6 +91,7 @@ class FederalModel(Model):
         self._sent_tensors: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
         self._grad_receives: dict[TaskScope, dict[str, tf.Tensor]] = {}
         self._receives: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
+        self._released: dict[TaskScope, dict[str, float]] = {}  # sent tensors that are noised, and how much
         self._with_batch: set[TaskScope] = set()
         self._exchanged_scopes: set[TaskScope] = set()  # those whose exchange ops are made
 
@@ -127,6 +128,12 @@ class FederalModel(Model):
             )
         tensor = as_graph_tensor(tensor, f"send({name!r})")
         self._check_grad(f"send({name!r})", scope, tensor.dtype, require_grad)
+        if tf.get_collection("efl_privacy_releases"):
+            from efl.privacy import release  # only who has made one needs it
+
+            sent = release.bind(tensor, f"{scope.wire}/{name}", self._noise)
+            if sent is not None:
+                self._released.setdefault(scope, {})[name] = sent.release.noise_multiplier
         op = self._communicator.send(name, tensor, scope=scope, require_grad=require_grad)
         self._send_ops.setdefault(scope, []).append(op)
         self._sent_tensors.setdefault(scope, {})[name] = (tensor, require_grad)
@@ -268,16 +275,18 @@ class FederalModel(Model):
             self._send_ops.setdefault(scope, []).append(op)
 
     def _sent_raw(self) -> list[str]:
-        """What leaves as it is: all that is sent, and gradients that are returned without noise."""
-        names = [name for held in self._sent_tensors.values() for name in held]
+        """What leaves as it is: what is sent without a release, and gradients that are returned without noise."""
+        names = [
+            n for scope, held in self._sent_tensors.items() for n in held if n not in self._released.get(scope, {})
+        ]
         noised = self._opt_config.backend_mode == "noise"
         for scope, program in self._programs.items():
             if scope.mode is MODE.TRAIN and not (noised and any(map(is_private, program.optimizers))):
                 names += [f"gradient of {name}" for name, _ in self._received(scope)]
         return list(dict.fromkeys(names))
 
-    def _received_raw(self, gradients_are_noised: bool) -> list[str]:
-        names = [name for held in self._receives.values() for name in held]
+    def _received_raw(self, gradients_are_noised: bool, released: Mapping[str, float]) -> list[str]:
+        names = [n for scope, held in self._receives.items() for n in held if f"{scope.wire}/{n}" not in released]
         if not gradients_are_noised:
             names += [f"gradient of {name}" for held in self._grad_receives.values() for name in held]
         return list(dict.fromkeys(names))
@@ -291,12 +300,17 @@ class FederalModel(Model):
                 found[scope.wire] = (least, private and self._opt_config.backend_mode == "noise")
         return found
 
-    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]]) -> None:
+    def _promised_releases(self) -> dict[str, float]:
+        return {f"{scope.wire}/{name}": noise for scope, held in self._released.items() for name, noise in held.items()}
+
+    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]], released: Mapping[str, float]) -> None:
         if self._noise_holder is None:
             return
         for group, conditions in self._noise_holder.conditions.items():
-            least, noised = told.get(group.split("/")[0], (None, False))
-            conditions["peer"] = {"noise_multiplier": least, "noises_returns": noised}
+            scope = group.split("/")[0]
+            least, noised = told.get(scope, (None, False))
+            here = {name: noise for name, noise in released.items() if name.split("/")[0] == scope}
+            conditions["peer"] = {"noise_multiplier": least, "noises_returns": noised, "released": here}
 
     def _check_exchanges(self) -> None:
         self._communicator.complete()
@@ -309,6 +323,12 @@ class FederalModel(Model):
                     "step of it, and the peer would wait for ever; tasks that have one: "
                     f"{', '.join(map(repr, have)) or 'none'}"
                 )
+        for scope, held in self._released.items():
+            from efl.privacy import _training as private_training
+
+            for name in held:
+                conditions = private_training.sizes_of(self._programs[scope], self._opt_config)
+                self._noise.conditions[f"{scope.wire}/{name}"] = {"kind": "sent", **conditions}
         for scope, program in self._programs.items():
             if scope.mode is MODE.TRAIN:
                 self._undivided.note(program, self._sent(scope), self._received(scope), self._opt_config)

@@ -460,13 +460,16 @@ class Model(Definition):
     def _sent_raw(self) -> list[str]:
         return []
 
-    def _received_raw(self, gradients_are_noised: bool) -> list[str]:
+    def _received_raw(self, gradients_are_noised: bool, released: Mapping[str, float]) -> list[str]:
         return []
 
     def _promised_noise(self) -> dict[str, tuple[float, bool]]:
         return {}
 
-    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]]) -> None:
+    def _promised_releases(self) -> dict[str, float]:
+        return {}
+
+    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]], released: Mapping[str, float]) -> None:
         pass
 
     def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from efl.privacy.optimizers import (
     make_gaussian_optimizer_class,
     make_optimizer_class,
 )
+from efl.privacy.release import GaussianRelease
 
 __all__ = [
     "AdversaryTable",
@@ -26,6 +27,7 @@ __all__ = [
     "DPAdamOptimizer",
     "DPGradientDescentGaussianOptimizer",
     "DPGradientDescentOptimizer",
+    "GaussianRelease",
     "PrivacyHook",
     "compute_dp_sgd_privacy",
     "compute_noise",

@@ -15,7 +15,7 @@ from efl.privacy.noise import Phase
 if TYPE_CHECKING:
     from efl.model import Model
 
-UPDATE, RETURNED = "update", "returned gradient"  # what a release is
+UPDATE, RETURNED, SENT = "update", "returned gradient", "sent"  # what a release is
 
 
 def _multiplier(optimizer: Any) -> float:
@@ -39,7 +39,7 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
         role,
         updates=_streams(phases, UPDATE),
         unprotected=tuple(_unprotected(model)),
-        sent=_streams(phases, RETURNED),
+        sent=_streams(phases, RETURNED) + _streams(phases, SENT),
         sent_raw=tuple(model._sent_raw()),
     )
     if not model.settings.federal_role:
@@ -49,19 +49,19 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     return adversary_table(sorted(parties, key=lambda party: party.name != "leader"), delta, accountant=accountant)
 
 
-def _streams(phases: Sequence[Phase], kind: str, peer: bool = False) -> tuple[Releases, ...]:
-    """Releases of one kind, by name; with ``peer`` those that the peer made in the same steps."""
+def _streams(phases: Sequence[Phase], kind: str) -> tuple[Releases, ...]:
+    """Releases of one kind, by name."""
     by_name: dict[str, list[Phase]] = {}
     for phase in phases:
         if phase.terms.get("kind") == kind:
             by_name.setdefault(phase.terms["group"], []).append(phase)
     return tuple(
-        Releases(f"{name} (peer)" if peer else name, tuple(_mechanism(p, len(held) > 1, peer) for p in held))
+        Releases(name, tuple(_mechanism(p, p.terms["noise_multiplier"], len(held) > 1) for p in held))
         for name, held in by_name.items()
     )
 
 
-def _mechanism(phase: Phase, is_one_of_several: bool, peer: bool) -> Mechanism:
+def _mechanism(phase: Phase, multiplier: float, is_one_of_several: bool) -> Mechanism:
     terms = phase.terms
     examples, batch = terms.get("num_examples"), terms.get("batch_size")
     if examples is None or batch is None:
@@ -70,7 +70,6 @@ def _mechanism(phase: Phase, is_one_of_several: bool, peer: bool) -> Mechanism:
             f"privacy_spent: how often a row takes part is not known: compile(opt_config={{...}}) without {missing}, "
             "and the data's reader does not say. What was released is in the ledger, but cannot be accounted for"
         )
-    multiplier = terms["peer"]["noise_multiplier"] if peer else terms["noise_multiplier"]
     batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
     # A stretch that begins inside an epoch may touch one epoch more.
     epochs = math.ceil(phase.releases / batches) + is_one_of_several
@@ -97,12 +96,22 @@ def _unprotected(model: Model) -> list[str]:
 
 def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:
     """The peer as it described itself in the handshake, over the same steps."""
-    told = [phase.terms.get("peer") for phase in phases if phase.terms.get("kind") == UPDATE]
-    if any(each is None for each in told):
+    steps = [phase for phase in phases if phase.terms.get("kind") == UPDATE] or list(phases)
+    told = [phase.terms.get("peer") or {} for phase in steps]
+    if not all(told):
         return unknown_party(name)
-    sent_raw = tuple(model._received_raw(all(each["noises_returns"] for each in told if each)))
-    if all(each["noise_multiplier"] is None for each in told if each):
-        return Party(name, sent_raw=sent_raw)  # it trains nothing
-    if any(not each["noise_multiplier"] for each in told if each):
-        return Party(name, unprotected=("its weights",), sent_raw=sent_raw)
-    return Party(name, updates=_streams(phases, UPDATE, peer=True), sent_raw=sent_raw)
+    released = {key: noise for each in told for key, noise in each["released"].items()}
+    raw = tuple(model._received_raw(all(each["noises_returns"] for each in told), released))
+    sent = tuple(
+        Releases(
+            key, tuple(_mechanism(p, each["released"].get(key, 0.0), len(steps) > 1) for p, each in zip(steps, told))
+        )
+        for key in released
+    )
+    multipliers = [each["noise_multiplier"] for each in told]
+    if all(multiplier is None for multiplier in multipliers):
+        return Party(name, sent=sent, sent_raw=raw)  # it trains nothing
+    if not all(multipliers):
+        return Party(name, unprotected=("its weights",), sent=sent, sent_raw=raw)
+    updates = tuple(_mechanism(p, noise, len(steps) > 1) for p, noise in zip(steps, multipliers))
+    return Party(name, updates=(Releases("its updates", updates),), sent=sent, sent_raw=raw)

@@ -51,13 +51,13 @@ def differentiate(
     config, where = model._opt_config, f"loss_fn of {name}"
     loss = program.loss_given if program.loss is not None else None
     objective = Objective(loss, [(item.name, item.tensor, item.gradient) for item in sent], list(received), where)
-    size = config.batch_size or _batch_size(program)
+    sizes = sizes_of(program, config)
+    size = sizes["batch_size"]
     found: dict[Any, tf.Tensor] = {}
     first: PerExample | None = None
     for number, optimizer in enumerate(private):
         group = program.scope.wire if len(private) == 1 else f"{program.scope.wire}/{number}"
         terms = Terms(model._noise, _step(model), group, config.reduce, size, where)
-        sizes = {"batch_size": size, "num_examples": config.num_examples, "drop_remainder": _drops(program)}
         microbatched = optimizer.num_microbatches is not None and optimizer.num_microbatches != size
         model._noise.conditions[group] = {"kind": UPDATE, "microbatched": microbatched, **sizes}
         made = _private_step.private_gradients(optimizer, objective, assignments[optimizer][0], terms)
@@ -99,6 +99,12 @@ def _ordinary(
     ]
     derived = _gradients.differentiate(program.loss, divided, variables, [])
     return {v.ref(): g for v, g in zip(variables, derived.variables)}
+
+
+def sizes_of(program: Program, config: _gradients.OptConfig) -> dict[str, Any]:
+    """What the ledger keeps beside a release: how often a row takes part follows from it."""
+    size = config.batch_size or _batch_size(program)
+    return {"batch_size": size, "num_examples": config.num_examples, "drop_remainder": _drops(program)}
 
 
 def _drops(program: Program) -> bool:

@@ -122,8 +122,8 @@ class GaussianOptimizer(PrivateOptimizer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        self.l2_norm_clip = _number("l2_norm_clip", l2_norm_clip, 0.0, may_be_least=False)
-        self.noise_multiplier = _number("noise_multiplier", noise_multiplier, 0.0, may_be_least=True)
+        self.l2_norm_clip = checked_number("l2_norm_clip", l2_norm_clip, 0.0, may_be_least=False)
+        self.noise_multiplier = checked_number("noise_multiplier", noise_multiplier, 0.0, may_be_least=True)
         self.num_microbatches = _microbatches(num_microbatches)
         super().__init__(*args, **kwargs)
 
@@ -188,7 +188,12 @@ def _microbatches(count: Any) -> int | None:
     return count
 
 
-def _number(name: str, value: Any, least: float, may_be_least: bool) -> float:
+def checked_number(name: str, value: Any, least: float, may_be_least: bool) -> float:
+    """A finite number above ``least``, or equal to it where that is allowed.
+
+    Raises:
+      ConfigError: It is none.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):

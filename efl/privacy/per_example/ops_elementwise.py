@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
 
+from efl._graph import is_rowwise
 from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Partition, Pooled, Ragged, Role, Rows, Shared
 from efl.privacy.per_example.static import value_of
 from efl.privacy.per_example.walk import Walk, rule
@@ -156,6 +157,13 @@ def _batch_norm(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]
         )
         return [Mixed(op, why)] * len(op.outputs)
     return [ins[0], *[Shared()] * (len(op.outputs) - 1)]
+
+
+@rule("PyFunc", "EagerPyFunc", "PyFuncStateless")
+def _python(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+    if is_rowwise(op):  # noise, and labels that are randomised
+        return ins[0]
+    return Mixed(op, f"nothing is known of what {op.type} does with the rows of a batch")
 
 
 @rule("Where")

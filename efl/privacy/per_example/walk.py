@@ -79,6 +79,8 @@ class Walk:
         self._targets = list(targets)
         self.ops = _in_order(targets)
         self._members = set(self.ops)
+        # What writes into these is an optimizer: that is who makes it private, or is told that it does not.
+        self._trained = {v.handle.op for v in tf.trainable_variables() if getattr(v, "handle", None) is not None}
         for tensor in examples:
             self._source(tensor)
         for op in self.ops:
@@ -151,7 +153,7 @@ class Walk:
         if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
             return [self._source(t) if self._reads(t) else SHARED for t in op.outputs]
         if op.type in _VARIABLES:
-            return [_of_variable(op)] * len(op.outputs)
+            return [SHARED if op in self._trained else _of_variable(op)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
         if all(isinstance(layout, Shared) for layout in ins):
             return [SHARED] * len(op.outputs)

@@ -1,0 +1,77 @@
+"""Activations that leave clipped and noised, and are accounted for."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import efl
+from efl.errors import ConfigError, ModelError
+from efl.privacy import release as releases
+from efl.privacy.noise import Ledger, Releases, Seed
+from tests.federation.harness import run_both
+from tests.privacy import test_federation as federation
+
+X = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+
+
+def test_rows_are_clipped_and_noised_and_gradients_pass():
+    tf.reset_default_graph()
+    x = tf.placeholder(tf.float32, [None, 3])
+    private = efl.privacy.GaussianRelease(0.5, 2.0)(tf.tanh(x) * 3)
+    made = Releases(Seed.fresh(), Ledger.in_memory())
+    assert releases.bind(private, "train/y", made) is not None
+    plain = tf.tanh(x) * 3
+    clipped = plain * tf.minimum(1.0, 0.5 / tf.norm(plain, axis=1, keepdims=True))
+    gradients = [tf.gradients(t, x, grad_ys=tf.ones_like(t))[0] for t in (private, clipped)]
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        noisy, exact, one, other = sess.run([private, clipped, *gradients], {x: X})
+    assert abs((noisy - exact).std() / (0.5 * 2.0) - 1) < 0.1
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert np.linalg.norm(exact, axis=1).max() < 0.5 + 1e-5
+    assert made.ledger.phases()[0].terms["group"] == "train/y"
+
+
+def test_a_release_is_sent_once_and_by_a_model():
+    tf.reset_default_graph()
+    release = efl.privacy.GaussianRelease(1.0, 1.0)
+    private = release(tf.ones([4, 2]))
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        with pytest.raises(tf.errors.OpError, match="was made and never sent"):
+            sess.run(private)
+    made = Releases(Seed.fresh(), Ledger.in_memory())
+    releases.bind(private, "train/y", made)
+    with pytest.raises(ModelError, match="was sent as 'train/y' before"):
+        releases.bind(private, "train/z", made)
+    with pytest.raises(ModelError, match="int32 and shape .*: expected float32 or float64 with a row for each row"):
+        release(tf.ones([4, 2], tf.int32))
+    with pytest.raises(ConfigError, match="noise_multiplier=0.0: expected a number above 0"):
+        efl.privacy.GaussianRelease(1.0, 0.0)
+
+
+def test_a_guarantee_towards_the_peer_composes_updates_and_releases(tmp_path):
+    pytest.importorskip("dp_accounting")
+    from efl.privacy.accounting import Mechanism, compute_epsilon
+
+    sizes = {"BATCH_SIZE": 16, "NUM_EXAMPLES": 96}
+    say = "\nprint('TABLE', [(r.adversary, r.epsilon, r.reason) for r in model.privacy_spent(1e-3).rows])\n"
+    texts = {}
+    for role, text in (("leader", federation.LEADER), ("follower", federation.FOLLOWER)):
+        texts[role] = federation.party(text, True, **sizes).replace("install()\n", "") + say
+    sends = "m.send('f', h, require_grad=True)"
+    assert sends in texts["follower"]
+    noisy = "private = efl.privacy.GaussianRelease(1.0, 3.0)(h)\n    m.send('f', private, require_grad=True)"
+    texts["follower"] = texts["follower"].replace(sends, noisy).replace("return h\n", "return private\n")
+    told = run_both(tmp_path, texts["leader"], texts["follower"])
+    expected = compute_epsilon(
+        [Mechanism(0.2, 6, 1), Mechanism(3.0, 6, 1)], 1e-3, relation="replace_one", sampling="none"
+    ).epsilon
+    for result in told.values():
+        rows = {name: rest for name, *rest in eval(re.search(r"TABLE (.*)", result.output)[1])}
+        about = rows["the leader, with all that it received, about the follower's rows"]
+        assert about == [pytest.approx(expected, rel=1e-6), ""]
