@@ -92,6 +92,9 @@ class PerExample:
             return tf.reshape(tf.transpose(total), variable.shape)
         if plan.parts and isinstance(plan.parts, list) and plan.direct and len(plan.parts) == 1:
             part = plan.parts[0]
+            if isinstance(part, parts.Product):
+                total = tf.tensordot(weights, part.g, 1)  # [K, N], its rows in an order of their own
+                return tf.reshape(tf.gather(total, part.rows), variable.shape)
             if isinstance(part, parts.Whole):
                 return tf.reshape(tf.linalg.matvec(part.g, weights, transpose_a=True), variable.shape)
         return self._pulled_back(variable, plan, weights)
@@ -258,7 +261,7 @@ def _plan(
             delta = deltas.get(out.ref())
             if delta is None:
                 continue
-            use = rules.Use(meeting.op, meeting.index, out, tf.convert_to_tensor(delta))
+            use = rules.Use(meeting.op, meeting.index, out, tf.convert_to_tensor(delta), len(found) == 1)
             uses.append(use)
             direct = direct and meeting.direct
             factors.append(_part(variable, meeting, use, groups))

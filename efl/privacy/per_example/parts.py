@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 # A product [K, N] of each example is made, rather than two [T, T], when it has at most so many numbers or is smaller.
@@ -38,10 +39,27 @@ class Outer:
     @property
     def is_product_cheaper(self) -> bool:
         """Whether to make the product rather than Gram matrices, as far as the static shapes tell."""
-        positions, (k, n) = self.a.shape[1], (self.a.shape[2], self.d.shape[2])
-        if k is None or n is None:
-            return False
-        return k * n <= _SMALL_PRODUCT or (positions is not None and k * n <= positions * positions)
+        return is_product_cheaper(self.a.shape[1], self.a.shape[2], self.d.shape[2])
+
+
+@dataclass(frozen=True)
+class Product:
+    """The gradient as a matrix for each example, whose rows are in an order of their own.
+
+    Attributes:
+      g: ``[M, K, N]``.
+      rows: Which row of g is row k of the variable, ``[K]``.
+    """
+
+    g: tf.Tensor
+    rows: np.ndarray
+
+
+def is_product_cheaper(positions: int | None, k: int | None, n: int | None) -> bool:
+    """Whether to multiply ``[T, K]`` by ``[T, N]`` rather than to make Gram matrices, as far as the sizes tell."""
+    if k is None or n is None:
+        return False
+    return k * n <= _SMALL_PRODUCT or (positions is not None and k * n <= positions * positions)
 
 
 @dataclass(frozen=True)
@@ -78,11 +96,15 @@ class Direction:
     along: tf.Tensor
 
 
-Part: TypeAlias = Outer | Whole | Lookup | Direction
+Part: TypeAlias = Outer | Whole | Lookup | Direction | Product
 
 
 def joined(parts: Sequence[Part]) -> list[Part] | None:
     """Parts of one kind added up where that costs nothing; None where their factors do not fit together."""
+    if len(parts) == 1:
+        return list(parts)
+    if any(isinstance(p, Product) for p in parts):
+        return None
     outers = [p for p in parts if isinstance(p, Outer)]
     wholes = [p for p in parts if isinstance(p, Whole)]
     lookups = [p for p in parts if isinstance(p, Lookup)]
@@ -121,6 +143,8 @@ def sum_of_squares(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
 def _square(part: Part) -> tf.Tensor:
     if isinstance(part, Whole):
         return sum_of_squares(part.g, [1])
+    if isinstance(part, Product):
+        return sum_of_squares(part.g, [1, 2])
     if isinstance(part, Direction):
         return tf.square(part.scale) * tf.reduce_sum(tf.square(part.along))
     if isinstance(part, Lookup):
@@ -158,6 +182,7 @@ def _inner(one: Part, other: Part) -> tf.Tensor:
     assert isinstance(other, Direction)
     if isinstance(one, Whole):
         return other.scale * tf.linalg.matvec(one.g, other.along)
+    assert isinstance(one, Direction)
     return one.scale * other.scale * tf.tensordot(one.along, other.along, 1)
 
 

@@ -94,6 +94,44 @@ def extract(image: tf.Tensor, window: Window) -> tf.Tensor | None:
     return tf.reshape(taken, [-1, positions, columns])
 
 
+def by_columns(image: tf.Tensor, window: Window) -> tuple[tf.Tensor, np.ndarray] | None:
+    """The same, of an image with few channels and strides, as ``[rows, offsets * channels, P]`` in another order.
+
+    An image is cut into its phases by the strides; then what an offset sees at all positions of a row lies side by
+    side, and is copied as a whole. Where there are few channels that is faster than any way of making rows of patches.
+
+    Returns:
+      (columns, where in them the column of each offset and channel is), or None where this is not the fastest.
+    """
+    spatial, channels = image.shape.as_list()[1:-1], image.shape.as_list()[-1]
+    wanted = len(window.sizes) == 2 and window.channels == 3 and window.dilations == (1, 1)
+    if not wanted or None in spatial or channels is None or channels >= _FEW_CHANNELS or max(window.strides) == 1:
+        return None
+    pads = window.pads or tuple(_same(n, k, s) for n, k, s in zip(spatial, window.sizes, window.strides))
+    (kh, kw), (sh, sw) = window.sizes, window.strides
+    out = [(n + sum(p) - k) // s + 1 for n, k, s, p in zip(spatial, window.sizes, window.strides, pads)]
+    blocks = [o + -(-k // s) - 1 for o, k, s in zip(out, window.sizes, window.strides)]  # of each phase
+    more = [b * s - n - p[0] for b, s, n, p in zip(blocks, window.strides, spatial, pads)]
+    if min(more) < 0:
+        image = image[:, : spatial[0] + min(more[0], 0), : spatial[1] + min(more[1], 0)]
+    ends = [[p[0], max(m, 0)] for p, m in zip(pads, more)]
+    image = tf.pad(image, [[0, 0], *ends, [0, 0]])
+    phases = tf.reshape(image, [-1, blocks[0], sh, blocks[1], sw, channels])
+    phases = tf.transpose(phases, [0, 2, 4, 5, 1, 3])  # [rows, phase, phase, channel, block, block]
+    across = -(-kw // sw)
+    shifted = tf.stack([phases[..., shift : shift + out[1]] for shift in range(across)], 1)
+    lines = tf.reshape(shifted, [-1, across * sh * sw * channels * blocks[0], out[1]])
+    order = [(u, v, c) for u in range(kh) for v in range(kw) for c in range(channels)]
+    # Offsets that lie in one phase one after the other: their lines lie one after the other, too.
+    order.sort(key=lambda place: (place[0] // sh, place[1] // sw, place[0] % sh, place[1] % sw, place[2]))
+    starts = [((((v // sw) * sh + u % sh) * sw + v % sw) * channels + c) * blocks[0] + u // sh for u, v, c in order]
+    places = (np.asarray(starts)[:, np.newaxis] + np.arange(out[0])).reshape(-1).astype(np.int32)
+    taken = tf.reshape(tf.gather(lines, places, axis=1), [-1, len(order), out[0] * out[1]])
+    column = {place: number for number, place in enumerate(order)}
+    kernel_order = [column[u, v, c] for u in range(kh) for v in range(kw) for c in range(channels)]
+    return taken, np.asarray(kernel_order, np.int32)
+
+
 def _same(size: int, window: int, stride: int) -> tuple[int, int]:
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2

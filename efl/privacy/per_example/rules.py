@@ -15,7 +15,7 @@ from efl.privacy.per_example import patches
 from efl.privacy.per_example.groups import Groups
 from efl.privacy.per_example.layout import Pooled, Ragged, Rows
 from efl.privacy.per_example.ops_linear import einsum_labels
-from efl.privacy.per_example.parts import Direction, Lookup, Outer, Part, Whole
+from efl.privacy.per_example.parts import Direction, Lookup, Outer, Part, Product, Whole, is_product_cheaper
 from efl.privacy.per_example.static import value_of
 
 
@@ -28,12 +28,14 @@ class Use:
       index: Which of its inputs comes from the variable.
       output: Which of its outputs the loss depends on.
       delta: The gradient of the objective with respect to that output.
+      alone: No other op reads the variable.
     """
 
     op: tf.Operation
     index: int
     output: tf.Tensor
     delta: tf.Tensor
+    alone: bool = False
 
 
 Rule: TypeAlias = "Callable[[Use, Groups], Part | None]"
@@ -177,8 +179,12 @@ def _convolution(use: Use, groups: Groups) -> Part | None:
         return None  # grouped, or of unknown size
     layout = groups.walk.layout(image)
     assert isinstance(layout, Rows)
-    taken = patches.extract(image, window)  # [rows, P, offsets * channels]
     made = patches.positions_last(use.delta, window)
+    if use.alone and layout.plain and groups.rows == 1:
+        found = patches.by_columns(image, window)
+        if found is not None and is_product_cheaper(made.shape[1], found[0].shape[1], made.shape[2]):
+            return Product(tf.matmul(found[0], made), found[1])
+    taken = patches.extract(image, window)  # [rows, P, offsets * channels]
     if taken is None:
         return None
     return Outer(_flat(groups.first(taken, layout)), _flat(groups.first(made, layout)))
