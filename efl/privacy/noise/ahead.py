@@ -48,7 +48,7 @@ class Ahead:
             return self._stream, self._number
 
     def take(self, drawn: tuple[bytes, int], size: int, group: str) -> np.ndarray:
-        """The values of a draw; begins the one that is likely to be asked for next.
+        """The values of a draw.
 
         Args:
           drawn: From ``next``, or an earlier one whose values are wanted again.
@@ -61,11 +61,10 @@ class Ahead:
                 self._ready = None
                 values = ready[2] if (self._stream, *ready[:2]) == (*drawn, size) else None
             self._follows[self._last], self._last = size, group
-        noise = gaussian(self._key_of(*drawn), size) if values is None else values.result()
-        self._begin_next(group)
-        return noise
+        return gaussian(self._key_of(*drawn), size) if values is None else values.result()
 
-    def _begin_next(self, group: str) -> None:
+    def begin(self, group: str) -> None:
+        """Begins the draw that is likely to be asked for after a release of ``group``, when that one is done."""
         with self._lock:
             size = self._follows.get(group, 0)
             if not 0 < size <= _LARGEST or self._ready is not None:

@@ -78,7 +78,9 @@ class Releases:
         noise = self._ahead.take(drawn, held.size, group)
         noise *= clip * noise_multiplier
         noise += held.reshape(-1)  # in double precision; see stream
-        return noise.astype(held.dtype).reshape(held.shape)
+        out = noise.astype(held.dtype).reshape(held.shape)
+        self._ahead.begin(group)  # not before: both would wait for each other's interpreter
+        return out
 
     def _digest(self, what: bytes, values: np.ndarray) -> bytes:
         """16 bytes that are equal for equal releases only, and tell nothing to whoever does not know the seed."""

@@ -136,7 +136,7 @@ def squared_norms(parts: Sequence[Part]) -> tf.Tensor:
 
 
 def sum_of_squares(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-    """Over some axes, without a tensor of all squares: that is 2.4 times as fast here."""
+    """Over some axes, without a tensor of all squares: 2.4 times as fast where it is large (not where it is small)."""
     return tf.square(tf.raw_ops.EuclideanNorm(input=tensor, axis=list(axes)))
 
 
@@ -150,7 +150,7 @@ def _square(part: Part) -> tf.Tensor:
     if isinstance(part, Lookup):
         return _square_of_rows(part)
     if part.a.shape[1] == 1:
-        return sum_of_squares(part.a, [1, 2]) * sum_of_squares(part.d, [1, 2])
+        return tf.reduce_sum(tf.square(part.a), [1, 2]) * tf.reduce_sum(tf.square(part.d), [1, 2])
     if part.is_product_cheaper:
         return sum_of_squares(part.product, [1, 2])
     gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in (part.a, part.d))
