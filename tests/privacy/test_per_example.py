@@ -180,6 +180,26 @@ def test_feature_columns(combiner: str, rows: int) -> None:
     assert_equal(build, {"ids": ids, "tags": tags, "value": random(1)}, rows)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_functions_of_each_number_of_a_variable(rows: int) -> None:
+    """Factorisation machines, inference normalisation, PReLU, positive weights."""
+
+    def build() -> Built:
+        x, ids, seq = image("x", 6), tf.placeholder(tf.int64, [None, 2], "ids"), image("seq", 3, 6)
+        v = tf.get_variable("factors", [6, 4])
+        crossed = tf.square(tf.matmul(x, v)) - tf.matmul(tf.square(x), tf.square(v))
+        h = tf.layers.batch_normalization(tf.layers.dense(x, 4), training=False)
+        h = tf.keras.layers.PReLU()(h)
+        positive = tf.nn.softplus(tf.get_variable("positive", [6, 4])) * 0.5
+        over_time = tf.reduce_sum(tf.tanh(tf.einsum("btk,kn->btn", seq, positive)), 1)
+        looked = tf.reduce_sum(tf.gather(tf.exp(tf.get_variable("table", [5, 4])), ids), 1)
+        frozen = tf.matmul(x, tf.stop_gradient(v))  # read, and not trained by
+        return Built(_values(crossed + h + over_time + looked + frozen), {"x": x, "ids": ids, "seq": seq})
+
+    feeds = {"x": random(6), "ids": numbers(5, 2), "seq": random(3, 6, seed=3)}
+    assert_equal(build, feeds, rows, names=["factors", "positive", "table"])
+
+
 def test_inference_normalisation_and_stopped_gradients() -> None:
     def build() -> Built:
         x = image("x", 6, 6, 3)

@@ -261,7 +261,9 @@ def _plan(
             delta = deltas.get(out.ref())
             if delta is None:
                 continue
-            use = rules.Use(meeting.op, meeting.index, out, tf.convert_to_tensor(delta), len(found) == 1)
+            use = rules.Use(
+                meeting.op, meeting.index, out, tf.convert_to_tensor(delta), meeting.direct and len(found) == 1
+            )
             uses.append(use)
             direct = direct and meeting.direct
             factors.append(_part(variable, meeting, use, groups))
@@ -292,10 +294,30 @@ def _part(variable: tf.Variable, meeting: Meeting, use: rules.Use, groups: Group
     if meeting.direct:
         return rules.part_of(use, groups)
     read = meeting.op.inputs[meeting.index]
-    if read.shape.num_elements() != 1:
+    if read.shape.num_elements() != 1 and not meeting.diagonal:
         return None
     part = rules.part_of(use, groups)
+    if meeting.diagonal and not isinstance(part, parts.Direction):
+        slope = tf.gradients(read, source(variable))[0]
+        return None if part is None or slope is None else _times(part, tf.reshape(tf.convert_to_tensor(slope), [-1]))
     along = tf.gradients(read, source(variable))[0]
     if not isinstance(part, parts.Direction) or along is None:
         return None
     return parts.Direction(part.scale, tf.reshape(tf.convert_to_tensor(along), [-1]))
+
+
+def _times(part: parts.Part, slope: tf.Tensor) -> parts.Part | None:
+    """A part, number by number times ``[n]``: the variable goes through a function of each number before it is read."""
+    if isinstance(part, parts.Whole):
+        return parts.Whole(part.g * slope)
+    if isinstance(part, parts.Lookup):
+        width = tf.shape(part.d)[1]
+        d = part.d * tf.gather(tf.reshape(slope, [-1, width]), part.ids)
+        return parts.Lookup(part.ids, part.owner, d, part.count, part.one_each)
+    if isinstance(part, parts.Outer):
+        k, n = tf.shape(part.a)[2], tf.shape(part.d)[2]
+        if part.a.shape[1] == 1:
+            return parts.Masked(part.a[:, 0], part.d[:, 0], tf.reshape(slope, [k, n]))
+        if part.is_product_cheaper:
+            return parts.Whole(tf.reshape(tf.transpose(part.product, [0, 2, 1]), [-1, k * n]) * slope)
+    return None

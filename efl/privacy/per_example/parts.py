@@ -96,7 +96,22 @@ class Direction:
     along: tf.Tensor
 
 
-Part: TypeAlias = Outer | Whole | Lookup | Direction | Product
+@dataclass(frozen=True)
+class Masked:
+    """An outer product, number by number times a matrix that is the same for all: ``(a[i] ⊗ d[i]) * j``.
+
+    Attributes:
+      a: ``[M, K]``.
+      d: ``[M, N]``.
+      j: ``[K, N]``.
+    """
+
+    a: tf.Tensor
+    d: tf.Tensor
+    j: tf.Tensor
+
+
+Part: TypeAlias = Outer | Whole | Lookup | Direction | Product | Masked
 
 
 def joined(parts: Sequence[Part]) -> list[Part] | None:
@@ -105,6 +120,8 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
         return list(parts)
     if any(isinstance(p, Product) for p in parts):
         return None
+    if any(isinstance(p, Masked) for p in parts):
+        return _all_masked(parts)
     outers = [p for p in parts if isinstance(p, Outer)]
     wholes = [p for p in parts if isinstance(p, Whole)]
     lookups = [p for p in parts if isinstance(p, Lookup)]
@@ -118,6 +135,18 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
         result.append(wholes[0] if len(wholes) == 1 else Whole(tf.add_n([p.g for p in wholes])))
     if lookups:
         result.append(lookups[0] if len(lookups) == 1 else _all_entries(lookups))
+    return result
+
+
+def _all_masked(parts: Sequence[Part]) -> list[Part] | None:
+    result: list[Part] = []
+    for part in parts:
+        if isinstance(part, Outer) and part.a.shape[1] == 1:
+            a, d = part.a[:, 0], part.d[:, 0]
+            part = Masked(a, d, tf.ones([tf.shape(a)[1], tf.shape(d)[1]], a.dtype))
+        if not isinstance(part, Masked):
+            return None
+        result.append(part)
     return result
 
 
@@ -145,6 +174,8 @@ def _square(part: Part) -> tf.Tensor:
         return sum_of_squares(part.g, [1])
     if isinstance(part, Product):
         return sum_of_squares(part.g, [1, 2])
+    if isinstance(part, Masked):
+        return _inner_of_masked(part, part)
     if isinstance(part, Direction):
         return tf.square(part.scale) * tf.reduce_sum(tf.square(part.along))
     if isinstance(part, Lookup):
@@ -167,7 +198,13 @@ def _square_of_rows(part: Lookup) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(tf.reduce_sum(tf.square(added), 1), pairs // rows, part.count)
 
 
+def _inner_of_masked(one: Masked, other: Masked) -> tf.Tensor:
+    return tf.reduce_sum(tf.matmul(one.a * other.a, one.j * other.j) * (one.d * other.d), 1)
+
+
 def _inner(one: Part, other: Part) -> tf.Tensor:
+    if isinstance(one, Masked) and isinstance(other, Masked):
+        return _inner_of_masked(one, other)
     order = (Lookup, Outer, Whole, Direction)
     if order.index(type(one)) > order.index(type(other)):
         one, other = other, one

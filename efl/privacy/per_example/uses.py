@@ -11,9 +11,15 @@ from efl.privacy.per_example.layout import Pooled, Shared
 from efl.privacy.per_example.walk import Walk
 
 # Ops that leave a variable's numbers, and their order, as they are.
-_SAME_NUMBERS = frozenset(
-    {"Identity", "ReadVariableOp", "Reshape", "ExpandDims", "Squeeze", "EnsureShape", "StopGradient"}
+_SAME_NUMBERS = frozenset({"Identity", "ReadVariableOp", "Reshape", "ExpandDims", "Squeeze", "EnsureShape"})
+_UNARY = frozenset(
+    {"Neg", "Square", "Exp", "Expm1", "Log", "Log1p", "Sqrt", "Rsqrt", "Abs", "Tanh", "Sigmoid", "Softplus", "Relu",
+     "Elu", "Reciprocal", "Inv", "Sin", "Cos", "Erf"}
+)  # fmt: skip
+_BINARY = frozenset(
+    {"Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "Pow", "SquaredDifference", "DivNoNan", "MulNoNan"}
 )
+_NO_GRADIENT = frozenset({"StopGradient", "PreventGradient"})
 _LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
 
@@ -26,11 +32,13 @@ class Meeting:
       index: Which of its inputs comes from the variable.
       direct: That input holds the variable's own numbers in their order (or, of an op that combines looked up rows,
         rows of it by the ids that were made distinct).
+      diagonal: Number k of that input is made of number k of the variable, and of no other.
     """
 
     op: tf.Operation
     index: int
     direct: bool
+    diagonal: bool
 
 
 def source(variable: tf.Variable) -> tf.Tensor:
@@ -46,18 +54,18 @@ def meetings(variable: tf.Variable, walk: Walk) -> list[Meeting]:
     while frontier:
         tensor = frontier.pop()
         for op in tensor.consumers():
-            if not walk.knows(op):
+            if not walk.knows(op) or op.type in _NO_GRADIENT:
                 continue
             if all(isinstance(walk.layout(t), (Shared, Pooled)) for t in op.outputs):
                 for out in op.outputs:
-                    if out.ref() not in seen:
+                    if out.ref() not in seen and (out.dtype.is_floating or out.dtype == tf.resource):
                         seen.add(out.ref())
                         frontier.append(out)
                 continue
             for index, t in enumerate(op.inputs):
-                meeting = Meeting(op, index, _is_direct(t, variable, walk))
-                if t is tensor and meeting not in found:
-                    found.append(meeting)
+                if t is tensor and not any(m.op is op and m.index == index for m in found):
+                    diagonal = _is_diagonal(t, variable, {})
+                    found.append(Meeting(op, index, _is_direct(t, variable, walk), diagonal))
     return found
 
 
@@ -76,6 +84,28 @@ def _is_direct(tensor: tf.Tensor, variable: tf.Variable, walk: Walk) -> bool:
             return False
         tensor = tensor.op.inputs[0]
     return True
+
+
+def _is_diagonal(tensor: tf.Tensor, variable: tf.Variable, known: dict[object, bool | None]) -> bool:
+    return _depends(tensor, variable, known) is True
+
+
+def _depends(tensor: tf.Tensor, variable: tf.Variable, known: dict[object, bool | None]) -> bool | None:
+    """True: number by number; False: in another way; None: not at all."""
+    if tensor is source(variable):
+        return True
+    if tensor.ref() not in known:
+        known[tensor.ref()] = None  # a loop would come back here
+        op = tensor.op
+        inputs = {t.ref(): _depends(t, variable, known) for t in op.inputs}
+        of_it = [t for t in op.inputs if inputs[t.ref()] is not None]
+        same = op.type in _SAME_NUMBERS and (op.type == "ReadVariableOp" or of_it == [op.inputs[0]])
+        size = variable.shape.num_elements()
+        whole = all(t.dtype == tf.resource or t.shape.num_elements() == size for t in of_it)
+        by_number = same or op.type in _UNARY or op.type in _BINARY
+        fits = by_number and whole and tensor.shape.num_elements() == size
+        known[tensor.ref()] = None if not of_it else fits and all(inputs[t.ref()] for t in of_it)
+    return known[tensor.ref()]
 
 
 def examples_of(op: tf.Operation, walk: Walk) -> Sequence[tf.Tensor]:
