@@ -94,7 +94,7 @@ def private_gradients(
     checked = _checked(gradients, terms.where)
     with tf.control_dependencies([checked]):
         if optimizer.l2_norm_clip is None:
-            sums = _by_query(optimizer.dp_sum_query, gradients, scale)
+            sums = finite(_by_query(optimizer.dp_sum_query, gradients, scale), terms.where)
         else:
             assert optimizer.noise_multiplier is not None
             weights = clipping_weights(gradients, gradients.variables, optimizer.l2_norm_clip, scale, terms.where)
@@ -103,6 +103,7 @@ def private_gradients(
     count = tf.cast(gradients.groups.count, tf.float64)
     if terms.batch_size is not None:
         count = tf.constant(terms.batch_size // rows, tf.float64)
+    count = tf.maximum(count, 1.0)
     divided = [total / tf.cast(count, total.dtype) for total in sums]
     return PrivateGradients(list(zip(divided, gradients.variables)), gradients, checked)
 
@@ -226,6 +227,9 @@ def _reduced(objective: Objective, reduce: Reduce, rows: int) -> tuple[Objective
             raise ModelError(f"{objective.where}: REDUCE returned a tensor of shape {value.shape}, expected a scalar")
         return value
 
+    probe = tf.placeholder(losses.dtype, [rows])
+    if per_example.reads_input(alone(probe), probe):
+        raise ModelError(f"{objective.where}: REDUCE reads more of the batch than the losses that it is handed")
     # One micro-batch at a time, so that nothing a function does can mix them.
     held = tf.stop_gradient(tf.reshape(losses, [-1, rows]))
     weights = tf.gradients(tf.map_fn(alone, held, parallel_iterations=1), held)[0]
@@ -271,6 +275,16 @@ def _checked(gradients: PerExample, where: str) -> tf.Operation:
     with tf.control_dependencies([alone]):  # not its initializer, which was made before and would not wait
         checks.append(tf.raw_ops.AssignVariableOp(resource=done.handle, value=tf.constant(True)))
     return tf.group(*checks)
+
+
+def finite(tensors: Sequence[tf.Tensor], where: str) -> list[tf.Tensor]:
+    """The tensors, if all their numbers are finite; fails the step otherwise."""
+    if not tensors:
+        return []
+    good = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(t)) for t in tensors]))
+    text = "the gradient of a row is not finite: look for zeros under a logarithm, a root or a division"
+    with tf.control_dependencies([_graph_checks.check(good, where, text, ["nan or inf"], "privacy")]):
+        return [tf.identity(t) for t in tensors]
 
 
 def _by_query(query: Any, gradients: PerExample, scale: float) -> list[tf.Tensor]:

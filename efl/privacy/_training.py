@@ -55,6 +55,7 @@ def differentiate(
     size = sizes["batch_size"]
     found: dict[Any, tf.Tensor] = {}
     first: PerExample | None = None
+    checked: list[tf.Operation] = []
     for number, optimizer in enumerate(private):
         group = program.scope.wire if len(private) == 1 else f"{program.scope.wire}/{number}"
         terms = Terms(model._noise, _step(model), group, config.reduce, size, where)
@@ -63,8 +64,10 @@ def differentiate(
         made = _private_step.private_gradients(optimizer, objective, assignments[optimizer][0], terms)
         found.update({v.ref(): g for g, v in made.pairs})
         first = first or made.gradients
+        checked.append(made.checked)
     assert first is not None
-    back = first.received
+    with tf.control_dependencies(checked):  # nothing goes back to the peer before it is known to be of single rows
+        back = _private_step.finite([tf.identity(g) for g in first.received], where)
     if received and callable(config.reduce) and config.reduce not in (tf.reduce_mean, tf.reduce_sum):
         raise ConfigError(
             "opt_config REDUCE: a function cannot say what part of a private step's gradients belongs to the peer; "

@@ -11,5 +11,6 @@
 from __future__ import annotations
 
 from efl.privacy.per_example.engine import Objective, PerExample, as_vector, check, differentiate
+from efl.privacy.per_example.walk import reads_input
 
-__all__ = ["Objective", "PerExample", "as_vector", "check", "differentiate"]
+__all__ = ["Objective", "PerExample", "as_vector", "check", "differentiate", "reads_input"]

@@ -87,6 +87,7 @@ class PerExample:
     def weighted_sum(self, variable: tf.Variable, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
         """The sum over groups of ``weights[i]`` times the gradient; its type is that of the ordinary gradient."""
         plan = self._plans[variable.ref()]
+        weights = tf.cast(weights, variable.dtype.base_dtype)
         if plan.product is not None:
             total = tf.tensordot(weights, plan.product, 1)  # [N, K]
             return tf.reshape(tf.transpose(total), variable.shape)
@@ -101,12 +102,16 @@ class PerExample:
 
     def _pulled_back(self, variable: tf.Variable, plan: _Plan, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
         walk, total = self.groups.walk, []
-        for use in plan.uses:
-            scaled = use.delta * self.groups.spread(weights, use.output, walk.layout(use.output))
+        # An op that reads the variable twice has one gradient with respect to it.
+        for use in {use.output.ref(): use for use in plan.uses}.values():
+            spread = self.groups.spread(weights, use.output, walk.layout(use.output))
+            scaled = use.delta * tf.cast(spread, use.delta.dtype)
             held = examples_of(use.op, walk)
             gradient = tf.gradients(use.output, source(variable), grad_ys=scaled, stop_gradients=held)[0]
             if gradient is not None:
                 total.append(gradient)
+        if not total:
+            return tf.zeros(variable.shape, variable.dtype.base_dtype)
         if len(total) == 1:
             return total[0]
         if all(isinstance(g, tf.IndexedSlices) for g in total):

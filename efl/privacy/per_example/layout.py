@@ -76,6 +76,17 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Which of the distinct ids each entry has (``tf.unique``): a number that depends on what came before it.
+
+    Attributes:
+      unique: The op that gave the numbers.
+    """
+
+    unique: tf.Operation
+
+
+@dataclass(frozen=True)
 class Pooled:
     """Something for each distinct id of a batch (``tf.unique``): no example's, but only on its way to ``entries``.
 
@@ -101,7 +112,7 @@ class Mixed:
     why: str
 
 
-Layout: TypeAlias = Shared | Rows | Ragged | Chosen | Pooled | Mixed
+Layout: TypeAlias = Shared | Rows | Ragged | Chosen | Pooled | Places | Mixed
 
 SHARED = Shared()
 EXAMPLES = Rows(0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow.compat.v1 as tf
+from tensorflow.python.framework import ops
 
 from efl._graph import is_rowwise
-from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Partition, Pooled, Ragged, Role, Rows, Shared
+from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Partition, Places, Pooled, Ragged, Role, Rows, Shared
 from efl.privacy.per_example.static import value_of
 from efl.privacy.per_example.walk import Walk, rule
 
@@ -25,7 +27,25 @@ from efl.privacy.per_example.walk import Walk, rule
 def _unary(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     # IdentityN has several inputs and as many outputs; the others one of each.
     keeps = op.type in ("Identity", "IdentityN", "Snapshot", "StopGradient", "PreventGradient", "EnsureShape")
+    if not has_known_gradient(op):
+        return [Mixed(op, "a gradient of the user's own, which may mix rows")] * len(op.outputs)
+    if not keeps and any(isinstance(layout, (Chosen, Places)) for layout in ins):
+        return [Mixed(op, "numbers of entries do not belong to examples any more")] * len(op.outputs)
     return [layout if keeps else _as_data(layout) for layout in ins]
+
+
+def has_known_gradient(op: tf.Operation) -> bool:
+    """Whether an op's gradient is TensorFlow's or Keras' own."""
+    if "_gradient_op_type" not in op.node_def.attr:
+        return True
+    name = op.get_attr("_gradient_op_type").decode()
+    try:
+        registered: Any = ops.gradient_registry.lookup(name)
+    except LookupError:
+        return False
+    cells = [cell.cell_contents for cell in getattr(registered, "__closure__", None) or ()]
+    modules = [str(getattr(cell, "__module__", "")) for cell in cells if callable(cell)]
+    return bool(modules) and all(m.split(".")[0] in ("tensorflow", "tf_keras", "keras") for m in modules)
 
 
 def _as_data(layout: Layout) -> Layout:
@@ -35,7 +55,10 @@ def _as_data(layout: Layout) -> Layout:
 
 @rule("LookupTableFind", "LookupTableFindV2")
 def _lookup(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    return _as_data(ins[1]) if isinstance(ins[0], Shared) else Mixed(op, "a table that depends on examples")
+    keys = ins[1]
+    if not isinstance(ins[0], Shared) or isinstance(keys, (Chosen, Places)):
+        return Mixed(op, "a table that depends on examples")
+    return _as_data(keys)
 
 
 @rule(
@@ -68,7 +91,10 @@ def together(op: tf.Operation, tensors: Sequence[tf.Tensor], ins: Sequence[Layou
                 return Mixed(op, "it repeats entries of sparse features along another axis")
             placed = Ragged(layout.part)
         elif isinstance(layout, Pooled) and len([x for x in ins if not isinstance(x, Shared)]) == 1:
-            return layout
+            others = [t.shape for t, x in zip(tensors, ins, strict=True) if isinstance(x, Shared)]
+            inside = rank is not None and rank == tensor.shape.rank
+            alike = all(s.rank is not None and (s.rank < (rank or 0) or s[0] == 1) for s in others)
+            return layout if inside and alike else Mixed(op, "it combines distinct ids with one another")
         else:
             return Mixed(op, "it combines entries of sparse features that belong to different examples")
         if found is None:

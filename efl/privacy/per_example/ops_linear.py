@@ -22,6 +22,13 @@ def _matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         within, summed = left.within, op.inputs[1].shape[1 if op.get_attr("transpose_b") else 0]
         if within is None and left.elements is not None and summed and kept == 0:
             within = left.elements // summed  # what tf.tensordot has reshaped by a shape of the running program
+            rows = tf.shape(op.outputs[0], out_type=tf.int64)[0]
+            walk.expect(
+                tf.equal(rows, walk.size * (left.before * within)),
+                f"{op.name!r} (MatMul) has another number of rows than its input. Its rows, and the batch's",
+                rows,
+                walk.size,
+            )
         return Rows(0, left.before, within)
     if isinstance(left, Shared) and isinstance(right, Rows):
         kept = 0 if op.get_attr("transpose_b") else 1
@@ -115,6 +122,8 @@ def _transposed_convolution(op: tf.Operation, ins: list[Layout], walk: Walk) -> 
     "AdjustContrastv2", "AdjustHue", "AdjustSaturation", "RGBToHSV", "HSVToRGB",
 )  # fmt: skip
 def _image(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+    if op.inputs[0].shape.rank not in (4, 5):
+        return Mixed(op, "of images that are no batch of images, it may take the batch for an axis of one")
     window = [op.get_attr(name) for name in ("ksize", "strides") if name in {a.name for a in op.op_def.attr}]
     alone = all(not sizes or sizes[0] == 1 for sizes in window)
     if isinstance(ins[0], Rows) and ins[0].axis == 0 and alone and all(isinstance(x, Shared) for x in ins[1:]):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Pooled, Ragged, Role, Rows, Shared
+from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Places, Pooled, Ragged, Role, Rows, Shared
 from efl.privacy.per_example.ops_elementwise import same_rows
 from efl.privacy.per_example.static import value_of
 from efl.privacy.per_example.walk import Walk, rule
@@ -21,7 +21,7 @@ def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     layout, before, after = ins[0], op.inputs[0].shape, op.outputs[0].shape
     if not isinstance(ins[1], Shared):
         return Mixed(op, "its shape depends on examples")
-    if isinstance(layout, Chosen) and after.rank == 1:
+    if isinstance(layout, (Chosen, Places)) and after.rank == 1:
         return layout
     if isinstance(layout, Ragged) and before.rank == after.rank == 1:
         return layout
@@ -30,6 +30,7 @@ def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     dims_after = after.as_list()
     # In memory the tensor is [lead, B, trail].
     lead, trail = _around(layout, before)
+    told = layout.within is None or before.rank is None  # by sizes before, which are compared when it runs
     if lead is None:
         return Mixed(op, "the size of the axes before the examples is not known")
     axis, left = 0, lead
@@ -43,6 +44,14 @@ def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     if rest is not None and trail is not None:
         if trail % rest:
             return Mixed(op, "the rows of its output hold parts of several examples")
+        if told:
+            places = tf.shape(op.outputs[0], out_type=tf.int64)[axis]
+            walk.expect(
+                tf.equal(places, walk.size * (left * (trail // rest))),
+                f"{op.name!r} (Reshape) has another number of rows than its input. Its rows, and the batch's",
+                places,
+                walk.size,
+            )
         return Rows(axis, left, trail // rest)
     if left == 1:
         # Row-major: if the axis is a multiple of the batch, each example fills a whole number of its places.
@@ -142,7 +151,7 @@ def _strided_slice(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
             if not whole or masks["shrink_axis"] & bit:
                 return Mixed(op, _CUTS)
             if isinstance(layout, Ragged):
-                return _columns(op, layout, begin, masks)
+                return _columns(op, layout, begin, masks) if out == 0 else _sliced(op, layout, out)
             return _sliced(op, layout, out)
         else:
             axis += 1
@@ -231,7 +240,7 @@ def _concat(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         return found if isinstance(found, Mixed) else Mixed(op, "along which axis it joins is not known")
     if axis != found.axis:
         return found
-    if any(isinstance(layout, Shared) for layout in layouts) or found.within is None:
+    if any(not isinstance(layout, Rows) or layout.within is None for layout in layouts):
         return Mixed(op, "it adds rows that are no examples to the batch")
     return Rows(axis, found.before * len(tensors), found.within) if found.before == 1 else Mixed(op, _CUTS)
 
@@ -314,14 +323,16 @@ def _gather(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         if isinstance(indices, Rows) and axis is not None and not batch_dims:
             return _moved(indices, indices.axis + axis)
         return Mixed(op, "which rows it takes depends on other examples")
-    if isinstance(params, Pooled) and axis == 0 and isinstance(indices, (Rows, Ragged)):
+    if isinstance(params, Pooled) and axis == 0 and isinstance(indices, Places) and not batch_dims:
         # Back from the distinct ids to those of each entry, by the numbers that the same Unique gave them.
-        return indices if op.inputs[1] is params.unique.outputs[1] else Mixed(op, "it takes ids of other examples")
+        same = indices.unique is params.unique
+        return params.entries if same else Mixed(op, "it takes ids of other examples")
     if isinstance(params, Ragged) and isinstance(indices, Chosen) and axis == 0 and params.part is indices.part:
         return Ragged(walk.part_of(indices), params.role)
     if isinstance(params, Rows) and isinstance(indices, Shared) and axis is not None and axis != params.axis:
-        grows = (op.inputs[1].shape.rank or 0) - 1 if axis < params.axis else 0
-        return _moved(params, params.axis + grows)
+        more = op.inputs[1].shape.rank
+        if more is not None:
+            return _moved(params, params.axis + (more - 1 if axis < params.axis else 0))
     both = isinstance(params, Rows) and isinstance(indices, Rows) and params.axis == indices.axis == 0
     if both and batch_dims >= 1 and axis is not None and axis >= 1 and same_rows(params, indices):
         return params

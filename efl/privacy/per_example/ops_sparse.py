@@ -14,6 +14,7 @@ from efl.privacy.per_example.layout import (
     Layout,
     Mixed,
     Partition,
+    Places,
     Pooled,
     Ragged,
     Role,
@@ -45,7 +46,8 @@ def _sparse(op: tf.Operation, indices: tf.Tensor, shape: tf.Tensor, walk: Walk) 
 @rule("SparseReshape")
 def _sparse_reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     layout = ins[0]
-    if not isinstance(layout, Ragged) or layout.role is not Role.INDICES:
+    shapes = all(isinstance(other, Shared) for other in ins[1:])
+    if not isinstance(layout, Ragged) or layout.role is not Role.INDICES or not shapes:
         return [Mixed(op, "a sparse tensor of unknown origin")] * 2
     # Only the shape changes where the first axis stays, as in tf.nn.safe_embedding_lookup_sparse.
     walk.expect(
@@ -59,7 +61,9 @@ def _sparse_reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Lay
 def _fill(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     indices, values = ins[0], ins[1]
     unknown: list[Layout] = [Mixed(op, "a sparse tensor of unknown origin")] * 4
-    if not isinstance(indices, Ragged) or not isinstance(values, Ragged) or not isinstance(ins[3], Shared):
+    if not isinstance(indices, Ragged) or not isinstance(values, Ragged):
+        return unknown
+    if not isinstance(ins[2], Shared) or not isinstance(ins[3], Shared):
         return unknown
     if indices.role is not Role.INDICES or indices.part is not values.part:
         return unknown
@@ -74,7 +78,7 @@ def _unique(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     if not isinstance(layout, (Ragged, Rows)) or op.inputs[0].shape.rank != 1:
         return [Mixed(op, "it finds equal values among different examples")] * 2
     entries = Ragged(layout.part) if isinstance(layout, Ragged) else layout
-    return [Pooled(entries, op), entries]
+    return [Pooled(entries, op), Places(op)]
 
 
 @rule("SparseSegmentSum", "SparseSegmentMean", "SparseSegmentSqrtN")
@@ -104,8 +108,9 @@ def _segment(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 
 @rule("SparseToDense")
 def _to_dense(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    indices, _, values, default = ins
-    if not isinstance(indices, Ragged) or indices.role is not Role.INDICES or not isinstance(default, Shared):
+    indices, shape, values, default = ins
+    shared = isinstance(default, Shared) and isinstance(shape, Shared)
+    if not isinstance(indices, Ragged) or indices.role is not Role.INDICES or not shared:
         return Mixed(op, "a sparse tensor of unknown origin")
     if not isinstance(values, Shared) and not (isinstance(values, Ragged) and values.part is indices.part):
         return Mixed(op, "it places values of other examples")
@@ -115,9 +120,9 @@ def _to_dense(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 
 @rule("SparseTensorDenseMatMul")
 def _sparse_matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    indices, values, _, dense = ins
+    indices, values, shape, dense = ins
     part = indices.part if isinstance(indices, Ragged) and indices.role is Role.INDICES else None
-    plain = not op.get_attr("adjoint_a") and isinstance(dense, Shared)
+    plain = not op.get_attr("adjoint_a") and isinstance(dense, Shared) and isinstance(shape, Shared)
     if part is None or not plain or not isinstance(values, Ragged) or values.part is not part:
         return Mixed(op, "it combines entries of different examples")
     walk.expect_rows(op.outputs[0], f"what {op.name!r} makes")

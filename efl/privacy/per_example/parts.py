@@ -17,6 +17,9 @@ import tensorflow.compat.v1 as tf
 
 # A product [K, N] of each example is made, rather than two [T, T], when it has at most so many numbers or is smaller.
 _SMALL_PRODUCT = 32768
+# What rounding of float32 takes from, or adds to, a sum of products, relative to the sum of their sizes.
+_ROUNDING = 2e-6
+_LEAST = 1.2e-38  # a square below it is taken for zero
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,19 @@ def _all_entries(lookups: Sequence[Lookup]) -> Lookup:
 
 
 def squared_norms(parts: Sequence[Part]) -> tf.Tensor:
-    """``[M]``: the squared norm of the sum of joined parts, cross terms included."""
-    terms = [_square(part) for part in parts]
+    """``[M]``: the squared norm of the sum of joined parts, cross terms included.
+
+    Where terms may cancel it is an upper bound, by what rounding may take away: a norm that came out too small would
+    let more through than the clip.
+    """
+    squares = [_square(part) for part in parts]
+    if len(parts) == 1:
+        return squares[0]
+    terms = list(squares)
     for i, one in enumerate(parts):
         terms.extend(2.0 * _inner(one, other) for other in parts[i + 1 :])
-    # Rounding may leave a sum that cancels just below zero.
-    return terms[0] if len(terms) == 1 else tf.maximum(tf.add_n(terms), 0.0)
+    slack = _ROUNDING * len(parts) * tf.add_n(squares)
+    return tf.maximum(tf.add_n(terms), 0.0) + slack
 
 
 def sum_of_squares(tensor: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
@@ -181,11 +191,19 @@ def _square(part: Part) -> tf.Tensor:
     if isinstance(part, Lookup):
         return _square_of_rows(part)
     if part.a.shape[1] == 1:
-        return tf.reduce_sum(tf.square(part.a), [1, 2]) * tf.reduce_sum(tf.square(part.d), [1, 2])
+        return _square_of_factor(part.a) * _square_of_factor(part.d)
     if part.is_product_cheaper:
         return sum_of_squares(part.product, [1, 2])
     gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in (part.a, part.d))
-    return tf.reduce_sum(gram_a * gram_d, [1, 2])
+    sizes = tf.sqrt(tf.linalg.diag_part(gram_a)) * tf.sqrt(tf.linalg.diag_part(gram_d))
+    slack = _ROUNDING * tf.square(tf.reduce_sum(sizes, 1))  # positions may cancel
+    return tf.maximum(tf.reduce_sum(gram_a * gram_d, [1, 2]), 0.0) + slack
+
+
+def _square_of_factor(factor: tf.Tensor) -> tf.Tensor:
+    """Squared norm of ``[M, 1, K]``, and what squares that were too small to count may have been."""
+    least = tf.cast(tf.cast(tf.shape(factor)[2], tf.float32) * _LEAST, factor.dtype)
+    return tf.reduce_sum(tf.square(factor), [1, 2]) + least
 
 
 def _square_of_rows(part: Lookup) -> tf.Tensor:

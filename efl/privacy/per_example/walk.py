@@ -7,7 +7,7 @@ can say what it does with it; ops that see no example need none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import tensorflow.compat.v1 as tf
@@ -24,9 +24,29 @@ _SOURCES = frozenset(
         "IteratorGetNext", "IteratorGetNextSync", "OptionalGetValue", "Placeholder", "PlaceholderV2", "PyFunc",
         "PyFuncStateless", "EagerPyFunc", "QueueDequeue", "QueueDequeueV2", "QueueDequeueMany", "QueueDequeueManyV2",
         "QueueDequeueUpTo", "QueueDequeueUpToV2", "ReaderRead", "ReaderReadV2", "ParseExample", "ReadFile",
+        "PlaceholderWithDefault", "Unstage", "MapUnstage", "OrderedMapUnstage", "ReaderReadUpTo", "ReaderReadUpToV2",
+        "DatasetToSingleElement", "ReduceDataset",
     }
 )  # fmt: skip
 _VARIABLES = frozenset({"VarHandleOp", "Variable", "VariableV2"})
+_APPLIED = ("ResourceApply", "ResourceSparseApply", "ResourceScatter")  # by an optimizer
+# Where the sizes of a tensor stay what they were.
+_KEEP_ELEMENTS = frozenset(
+    {
+        "Identity", "IdentityN", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "EnsureShape", "Cast",
+        "Reshape", "Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Softplus", "Tanh", "Sigmoid", "Neg", "Square", "Exp",
+        "Log", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", "BiasAdd",
+    }
+)  # fmt: skip
+# Ops with a state that no row gets into: random numbers, handles, tables that are filled once.
+_HARMLESS = frozenset(
+    {
+        "TruncatedNormal", "Multinomial", "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp",
+        "HashTable", "HashTableV2", "LookupTableFind", "LookupTableFindV2", "Assert", "Print", "PrintV2", "Iterator",
+        "IteratorV2", "OneShotIterator", "AnonymousIterator", "AnonymousIteratorV2", "AnonymousIteratorV3",
+        "FIFOQueueV2", "PaddingFIFOQueueV2", "RandomShuffleQueueV2", "LogUniformCandidateSampler", "UniformCandidateSampler",
+    }
+)  # fmt: skip
 _READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "Identity"})
 # Sizes are no secret here: how many rows a batch has, everybody who takes part in a step knows.
 _SIZES = frozenset({"Shape", "ShapeN", "Rank", "Size"})
@@ -140,8 +160,14 @@ class Walk:
         elif tensor.shape.rank == 0:
             layout = (
                 SHARED
-                if tensor.op.type.startswith("Placeholder")
+                if tensor.op.type.startswith("Placeholder")  # fed: a rate, a flag
                 else Mixed(tensor.op, "a single value that comes with a whole batch")
+            )
+        elif tensor.shape.rank is not None and None in tensor.shape.as_list()[1:]:
+            layout = Mixed(
+                tensor.op,
+                f"an input of shape {tensor.shape}: in a padded batch the length of an axis is that of the longest row. "
+                "Pad to a fixed length (padded_shapes), and tell it with tf.ensure_shape where TensorFlow does not know it",
             )
         else:
             layout = EXAMPLES
@@ -153,12 +179,12 @@ class Walk:
         if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
             return [self._source(t) if self._reads(t) else SHARED for t in op.outputs]
         if op.type in _VARIABLES:
-            return [SHARED if op in self._trained else _of_variable(op)] * len(op.outputs)
+            return [_of_variable(op, op in self._trained)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
         if all(isinstance(layout, Shared) for layout in ins):
-            return [SHARED] * len(op.outputs)
+            return [_without_rows(op)] * len(op.outputs)
         if op.type in _SIZES and not any(isinstance(layout, Pooled) for layout in ins):
-            return [self._size_of(op, layout) for layout in ins]
+            return [self._size_of(op, t, layout) for t, layout in zip(op.inputs, ins, strict=True)]
         for layout in ins:
             if isinstance(layout, Mixed) and not _normalises_by_the_batch(op):  # which says more than its averages
                 return [layout] * len(op.outputs)
@@ -166,11 +192,16 @@ class Walk:
         if known is None:
             return [Mixed(op, f"nothing is known of what {op.type} does with the rows of a batch")] * len(op.outputs)
         found = known(op, ins, self)
-        return found if isinstance(found, list) else [found] * len(op.outputs)
+        layouts = found if isinstance(found, list) else [found] * len(op.outputs)
+        if op.type in _KEEP_ELEMENTS:
+            return layouts
+        return [replace(x, elements=None) if isinstance(x, Rows) and x.elements else x for x in layouts]
 
-    def _size_of(self, op: tf.Operation, layout: Layout) -> Layout:
-        if isinstance(layout, (Shared, Rows, Mixed)):
+    def _size_of(self, op: tf.Operation, tensor: tf.Tensor, layout: Layout) -> Layout:
+        if isinstance(layout, (Shared, Rows)) or op.type == "Rank" or tensor.shape.is_fully_defined():
             return SHARED
+        if isinstance(layout, Mixed):
+            return layout
         return Mixed(op, "how many entries all examples have together")
 
 
@@ -178,15 +209,61 @@ def _normalises_by_the_batch(op: tf.Operation) -> bool:
     return op.type.startswith("FusedBatchNorm") and bool(op.get_attr("is_training"))
 
 
-def _of_variable(op: tf.Operation) -> Layout:
-    """A variable is shared, unless something writes into it what it has from rows: then it hands that on."""
-    for writer in op.outputs[0].consumers():
-        if writer.type in _READS:
-            continue
-        for value in writer.inputs:
-            if value.op is not op and any(before.type in _SOURCES for before in _in_order([value])):
-                return Mixed(writer, "it writes what it computes of rows into a variable that the loss reads")
+def _without_rows(op: tf.Operation) -> Layout:
+    """What an op gives that is handed no example: it may have kept some, or bring some."""
+    if all(t.dtype in (tf.resource, tf.variant) for t in op.outputs):
+        return SHARED
+    if op.type in ("Merge", "RefMerge"):
+        return Mixed(op, "which branch was taken may depend on examples")
+    if any(attr.type in ("func", "list(func)") for attr in op.op_def.attr):
+        return Mixed(op, f"nothing is known of what a function does that {op.type} calls")
+    stateful = op.op_def.is_stateful and op.type not in _HARMLESS and not op.type.startswith("Random")
+    mutable = op.type.startswith("LookupTable") and op.inputs[0].op.type.startswith("Mutable")
+    if stateful or mutable:
+        return Mixed(op, f"{op.type} keeps a state, of which nobody knows whether rows are in it")
     return SHARED
+
+
+def _of_variable(op: tf.Operation, is_trained: bool) -> Layout:
+    """A variable is shared, unless something writes into it what it has from rows: then it hands that on."""
+    writer = _writer_of_rows(op, is_trained, set())
+    if writer is None:
+        return SHARED
+    return Mixed(writer, "it writes what it computes of rows into a variable that the loss reads")
+
+
+def _writer_of_rows(op: tf.Operation, is_trained: bool, seen: set[tf.Operation]) -> tf.Operation | None:
+    if op in seen:
+        return None
+    seen.add(op)
+    trained = {v.handle.op for v in tf.trainable_variables() if getattr(v, "handle", None) is not None}
+    for handle in _same_variable(op):
+        frontier = list(handle.outputs)
+        while frontier:
+            tensor = frontier.pop()
+            for writer in tensor.consumers():
+                frontier.extend(t for t in writer.outputs if t.dtype == tf.resource)  # through Identity, Switch, Enter
+                if writer.type in _READS or (is_trained and writer.type.startswith(_APPLIED)):
+                    continue
+                for value in writer.inputs:
+                    if value.dtype == tf.resource:
+                        continue
+                    for before in _in_order([value]):
+                        other = before.type in _VARIABLES and before is not op
+                        if before.type in _SOURCES and before.type != "PlaceholderWithDefault":
+                            return writer
+                        if other and _writer_of_rows(before, before in trained, seen) is not None:
+                            return writer
+    return None
+
+
+def _same_variable(op: tf.Operation) -> list[tf.Operation]:
+    """All ops that open one variable: those of one shared name."""
+    if op.type != "VarHandleOp" or not op.get_attr("shared_name"):
+        return [op]
+    name = op.get_attr("shared_name")
+    handles = (other for other in op.graph.get_operations() if other.type == "VarHandleOp")
+    return [other for other in handles if other.get_attr("shared_name") == name]
 
 
 def _in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
@@ -203,3 +280,8 @@ def _in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
             stack.append((op, True))
             stack.extend((t.op, False) for t in op.inputs if t.op not in entered)
     return order
+
+
+def reads_input(tensor: tf.Tensor, known: tf.Tensor) -> bool:
+    """Whether a tensor depends on a batch in another way than through ``known``."""
+    return any(op.type in _SOURCES and op is not known.op for op in _in_order([tensor]))
