@@ -41,6 +41,10 @@ def _branch(x: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.reduce_sum(x) > 0, lambda: _dense(x), lambda: -x)
 
 
+def _source() -> tf.Tensor:
+    return tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors(np.ones(3, np.float32)).repeat()).get_next()
+
+
 MIXING: dict[str, tuple[Make, str]] = {
     "centred": (lambda x: _dense(x) - tf.reduce_mean(x, 0), "Mean.*over the examples"),
     "centred, stopped": (lambda x: _dense(x) - tf.stop_gradient(tf.reduce_mean(x, 0)), "Mean.*over the examples"),
@@ -71,6 +75,26 @@ MIXING: dict[str, tuple[Make, str]] = {
         lambda x: tf.numpy_function(lambda a: a[::-1], [_dense(x)], tf.float32),
         "nothing is known of what PyFunc",
     ),
+    "how many were kept": (
+        lambda x: _dense(x) / tf.cast(1 + tf.shape(tf.boolean_mask(x[:, 0], x[:, 0] > 0))[0], tf.float32),
+        "takes rows of other examples",
+    ),
+    "numbers of distinct ids": (
+        lambda x: _dense(x) * tf.cast(tf.unique(tf.cast(x[:, 0], tf.int64))[1], tf.float32)[:, tf.newaxis],
+        "do not belong to examples any more",
+    ),
+    "a gradient of one's own": (
+        lambda x: tf.custom_gradient(lambda h: (tf.identity(h), lambda d: d * tf.reduce_mean(x)))(_dense(x)),
+        "a gradient of the user's own",
+    ),
+    "data in a function": (
+        lambda x: _dense(x) * tf.cond(tf.constant(True), lambda: tf.reduce_mean(_source()), lambda: 1.0),
+        "nothing is known of what a function does",
+    ),
+    "contrast of a batch of rows": (
+        lambda x: tf.image.adjust_contrast(tf.reshape(_dense(x), [-1, 2, 2]), 2.0),
+        "no batch of images",
+    ),
     "another order of axes": (lambda x: tf.transpose(_dense(x)), "first axis|examples"),
     "a column beside a vector": (lambda x: tf.reduce_sum(_dense(x), 1) + x[:, :1], "different axes"),
 }
@@ -85,6 +109,32 @@ def test_mixed_rows_are_refused(name: str) -> None:
         h = tf.ensure_shape(h, [None, 4])
     with pytest.raises(ModelError, match=f"(?s){why}"):
         per_example.differentiate(per_example.Objective(_rows(h)), tf.trainable_variables())
+
+
+def test_a_padded_batch_is_refused() -> None:
+    x = tf.placeholder(tf.float32, [None, None], "padded")
+    with pytest.raises(ModelError, match=r"the length of an axis is that of the longest row.*padded_shapes"):
+        per_example.differentiate(
+            per_example.Objective(tf.reduce_mean(tf.square(_dense(x[..., tf.newaxis])), [1, 2])),
+            tf.trainable_variables(),
+        )
+
+
+@pytest.mark.parametrize("way", ["handle", "chain", "trained"])
+def test_ways_around_into_a_variable(way: str) -> None:
+    x = tf.placeholder(tf.float32, [None, 4], "x")
+    carrier = tf.get_variable("carrier", [4], trainable=way == "trained")
+    mean = tf.reduce_mean(x, 0)
+    if way == "handle":
+        tf.raw_ops.AssignVariableOp(resource=tf.identity(carrier.handle), value=mean)
+    elif way == "chain":
+        between = tf.get_variable("between", [4], trainable=False)
+        between.assign(mean)
+        carrier.assign(between)
+    else:
+        carrier.assign(mean)
+    with pytest.raises(ModelError, match="writes what it computes of rows into a variable"):
+        per_example.differentiate(per_example.Objective(_rows(_dense(x - carrier))), tf.trainable_variables())
 
 
 def test_a_variable_that_carries_rows_from_step_to_step_is_refused() -> None:
@@ -117,25 +167,24 @@ def test_an_op_that_is_ignored_would_give_a_wrong_norm(monkeypatch: pytest.Monke
 
 
 def test_the_experiment_costs_nothing_where_it_is_not_wanted() -> None:
-    calls = []
-
-    @tf.custom_gradient
-    def watched(h: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        def grad(d: tf.Tensor) -> tf.Tensor:
-            out = tf.numpy_function(lambda a: (calls.append(1), a)[1], [d], tf.float32)
-            return tf.ensure_shape(out, d.shape)
-
-        return tf.identity(h), grad
-
     x, wanted = tf.placeholder(tf.float32, [None, 4]), tf.placeholder(tf.bool, [])
-    gradients = per_example.differentiate(per_example.Objective(_rows(watched(_dense(x)))), tf.trainable_variables())
+    h = tf.layers.dense(tf.layers.dense(x, 4, activation="tanh"), 3)
+    gradients = per_example.differentiate(per_example.Objective(_rows(h)), tf.trainable_variables())
+    before = {op.name for op in tf.get_default_graph().get_operations()}
     off = gradients.experiment(wanted)
+    products = {
+        op.name for op in tf.get_default_graph().get_operations() if op.type == "MatMul" and op.name not in before
+    }
+    assert products
     with tf.Session() as sess:
         sess.run(tf.global_variables_initializer())
-        for want, passes in ((False, 1), (True, 2), (False, 1)):
-            calls.clear()
-            assert sess.run(off, {x: np.ones([3, 4]), wanted: want}) < 1e-5
-            assert len(calls) == passes
+        for want in (False, True, False):
+            took = tf.RunMetadata()
+            options = tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE)
+            feeds = {x: np.random.default_rng(0).normal(size=(3, 4)), wanted: want}
+            assert sess.run(off, feeds, options=options, run_metadata=took) < 1e-5
+            ran = {node.node_name for device in took.step_stats.dev_stats for node in device.node_stats}
+            assert bool(products & ran) == want
 
 
 def test_a_loss_of_the_wrong_length() -> None:

@@ -200,6 +200,61 @@ def test_functions_of_each_number_of_a_variable(rows: int) -> None:
     assert_equal(build, feeds, rows, names=["factors", "positive", "table"])
 
 
+def test_norms_are_no_smaller_than_what_is_added_up_also_by_detour() -> None:
+    """Where terms cancel, where squares vanish, where an op reads a variable twice: nothing passes the clip."""
+    from efl.privacy import per_example
+
+    def passed(build: Callable[[tf.Tensor], tf.Tensor], width: int, row: list[float]) -> float:
+        tf.reset_default_graph()
+        x = tf.placeholder(tf.float32, [None, width])
+        gradients = per_example.differentiate(per_example.Objective(build(x)), tf.trainable_variables())
+        (v,) = gradients.variables
+        weights = tf.minimum(1.0, tf.math.rsqrt(tf.maximum(gradients.squared_norm(v), 1e-24)))
+        total = tf.convert_to_tensor(gradients.weighted_sum(v, weights))
+        with tf.Session() as sess:
+            sess.run(tf.global_variables_initializer())
+            return float(np.linalg.norm(sess.run(total, {x: np.asarray([row], np.float32)}).astype(np.float64)))
+
+    def cancelling(x: tf.Tensor) -> tf.Tensor:
+        w = tf.get_variable("w", [300, 200])
+        h = tf.constant(np.random.default_rng(0).normal(size=(2, 300)), tf.float32)
+        y = tf.einsum("btk,kn->btn", h[tf.newaxis] * tf.reshape(x[:, :1], [-1, 1, 1]) + 0 * x[:, :1, tf.newaxis], w)
+        return tf.reduce_sum(y[:, 0] - y[:, 1], 1) + 0 * x[:, 0]
+
+    def vanishing(x: tf.Tensor) -> tf.Tensor:
+        w = tf.get_variable("w", [784, 1], initializer=tf.zeros_initializer())
+        return tf.square(tf.matmul(x[:, :784], w)[:, 0] - x[:, 784])
+
+    def twice(x: tf.Tensor) -> tf.Tensor:
+        s = tf.get_variable("s", [], initializer=tf.ones_initializer())
+        return tf.where(x[:, 0] > 0, s * tf.ones_like(x[:, 0]), x[:, 0]) + tf.reduce_sum(x * 0, 1) * s
+
+    assert passed(cancelling, 1, [1e4]) < 1.001
+    assert passed(vanishing, 785, [1e-19] * 784 + [5e18]) < 1.001
+    assert passed(twice, 1, [3.0]) < 1.001
+    assert passed(lambda x: tf.where(x[:, 0] > 0, *_both(x)), 1, [3.0]) < 1.001
+
+
+def _both(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    s = tf.broadcast_to(tf.get_variable("s", [1], initializer=tf.ones_initializer()), [1])
+    return s, -s
+
+
+def test_float64() -> None:
+    from efl.privacy import per_example
+
+    tf.reset_default_graph()
+    x = tf.placeholder(tf.float64, [None, 4])
+    h = tf.layers.dense(tf.layers.dense(tf.reshape(x, [-1, 2, 2]), 3, activation="tanh"), 2)
+    gradients = per_example.differentiate(per_example.Objective(tf.reduce_sum(h, [1, 2])), tf.trainable_variables())
+    sums = [gradients.weighted_sum(v, tf.ones([5])) for v in gradients.variables]
+    exact = tf.gradients(tf.reduce_sum(h), gradients.variables)
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        for one, other in sess.run(list(zip(sums, exact)), {x: np.random.default_rng(0).normal(size=(5, 4))}):
+            np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
 def test_inference_normalisation_and_stopped_gradients() -> None:
     def build() -> Built:
         x = image("x", 6, 6, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,9 +44,19 @@ def has_known_gradient(op: tf.Operation) -> bool:
         registered: Any = ops.gradient_registry.lookup(name)
     except LookupError:
         return False
-    cells = [cell.cell_contents for cell in getattr(registered, "__closure__", None) or ()]
-    modules = [str(getattr(cell, "__module__", "")) for cell in cells if callable(cell)]
-    return bool(modules) and all(m.split(".")[0] in ("tensorflow", "tf_keras", "keras") for m in modules)
+    return all(module.split(".")[0] in ("tensorflow", "tf_keras", "keras") for module in _modules(registered, set()))
+
+
+def _modules(function: Any, seen: set[int]) -> set[str]:
+    """The modules of a function and of all those that it holds on to: the user's is wrapped in TensorFlow's."""
+    if id(function) in seen or not callable(function):
+        return set()
+    seen.add(id(function))
+    found = {str(getattr(function, "__module__", ""))}
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            found |= _modules(cell.cell_contents, seen)
+    return found
 
 
 def _as_data(layout: Layout) -> Layout:
@@ -56,7 +67,7 @@ def _as_data(layout: Layout) -> Layout:
 @rule("LookupTableFind", "LookupTableFindV2")
 def _lookup(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     keys = ins[1]
-    if not isinstance(ins[0], Shared) or isinstance(keys, (Chosen, Places)):
+    if not isinstance(ins[0], Shared) or isinstance(keys, (Chosen, Places)) or "Mutable" in op.inputs[0].op.type:
         return Mixed(op, "a table that depends on examples")
     return _as_data(keys)
 

@@ -114,6 +114,8 @@ def _to_dense(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         return Mixed(op, "a sparse tensor of unknown origin")
     if not isinstance(values, Shared) and not (isinstance(values, Ragged) and values.part is indices.part):
         return Mixed(op, "it places values of other examples")
+    if op.outputs[0].shape.rank is None or None in op.outputs[0].shape.as_list()[1:]:
+        return Mixed(op, "it pads rows to the length of the longest; give it a fixed one (default_value, shape)")
     walk.expect_rows(op.outputs[0], f"what {op.name!r} makes")
     return EXAMPLES
 

@@ -44,7 +44,8 @@ _HARMLESS = frozenset(
         "TruncatedNormal", "Multinomial", "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp",
         "HashTable", "HashTableV2", "LookupTableFind", "LookupTableFindV2", "Assert", "Print", "PrintV2", "Iterator",
         "IteratorV2", "OneShotIterator", "AnonymousIterator", "AnonymousIteratorV2", "AnonymousIteratorV3",
-        "FIFOQueueV2", "PaddingFIFOQueueV2", "RandomShuffleQueueV2", "LogUniformCandidateSampler", "UniformCandidateSampler",
+        "FIFOQueueV2", "PaddingFIFOQueueV2", "RandomShuffleQueueV2", "LogUniformCandidateSampler",
+        "UniformCandidateSampler",
     }
 )  # fmt: skip
 _READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "Identity"})
@@ -166,8 +167,8 @@ class Walk:
         elif tensor.shape.rank is not None and None in tensor.shape.as_list()[1:]:
             layout = Mixed(
                 tensor.op,
-                f"an input of shape {tensor.shape}: in a padded batch the length of an axis is that of the longest row. "
-                "Pad to a fixed length (padded_shapes), and tell it with tf.ensure_shape where TensorFlow does not know it",
+                f"an input of shape {tensor.shape}: in a padded batch the length of an axis is that of the longest "
+                "row. Pad to a fixed length (padded_shapes); tf.ensure_shape tells it where TensorFlow does not know",
             )
         else:
             layout = EXAMPLES
@@ -243,6 +244,8 @@ def _writer_of_rows(op: tf.Operation, is_trained: bool, seen: set[tf.Operation])
             tensor = frontier.pop()
             for writer in tensor.consumers():
                 frontier.extend(t for t in writer.outputs if t.dtype == tf.resource)  # through Identity, Switch, Enter
+                if writer.type in ("Enter", "RefEnter"):
+                    return writer  # into a loop, which may count in it what it does with rows
                 if writer.type in _READS or (is_trained and writer.type.startswith(_APPLIED)):
                     continue
                 for value in writer.inputs:
