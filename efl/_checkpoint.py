@@ -1,6 +1,6 @@
 """Checkpoints of one party: a folder per position, written beside and renamed, so that it is whole or absent.
 
-``<checkpoint_dir>/<role>/<task_index>/step-0000000100-fit-1-stage-0000-at-0000000100/`` holds the saver's files
+``<checkpoint_dir>/<role>/<task_index>/step-0000000100-fit-1-loop-0000-at-0000000100/`` holds the saver's files
 (``model.*``) and ``state.json`` (stage, procedure, the lineage that wrote it, and a SHA-256 of every file and of
 itself, so that a torn or changed checkpoint is recognised and skipped). The graph is not written: one-shot iterators
 hold their data as constants in it.
@@ -30,6 +30,7 @@ _STATE = "state.json"
 _PREFIX = "model"
 _SCRATCH = ".writing"
 _REPLACED = ".replaced-"
+_VERSION = 4
 Known = tuple[Position, str]  # a position, and the lineage that wrote it
 
 
@@ -58,7 +59,7 @@ class CheckpointStore:
         """Claims the folder for this process, until ``unlock`` or its end.
 
         Raises:
-          CheckpointError: Another process has it, or it cannot be written.
+          CheckpointError: Another process has it, it cannot be written, or it holds what another version wrote.
         """
         if self._lock is not None:
             return
@@ -87,6 +88,13 @@ class CheckpointStore:
         self._lock = file
         _close_in_children(file)
         self._clean()
+        strange = [entry.name for entry in self.folder.glob("step-*") if Position.of(entry.name) is None]
+        if strange:
+            self.unlock()
+            raise CheckpointError(
+                f"{self.folder} holds {max(strange)}, which no run of this version of efl wrote: go on with the "
+                "version that did, or use another checkpoint_dir"
+            )
 
     def unlock(self) -> None:
         """Gives the folder up."""
@@ -148,7 +156,7 @@ class CheckpointStore:
             saver.save(session, str(scratch / _PREFIX), write_meta_graph=False, write_state=False)
             files = sorted(scratch.iterdir())
             manifest: dict[str, Any] = {
-                "version": 3,
+                "version": _VERSION,
                 "serial": self._next_serial(),
                 "files": {file.name: _digest(file) for file in files},
                 "state": json.loads(json.dumps(state)),  # as it will be read
@@ -216,6 +224,7 @@ class CheckpointStore:
             good = manifest["checksum"] == _checksum(manifest)
             good = good and all(_digest(folder / name) == digest for name, digest in manifest["files"].items())
             good = good and isinstance(manifest["serial"], int) and isinstance(manifest["state"]["run"], str)
+            good = good and manifest["version"] == _VERSION
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             good = False
         if good:

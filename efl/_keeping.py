@@ -65,7 +65,8 @@ class Keeping:
         self._fit = len(self._fits)
         self._saver: tf.train.Saver | None = None
         self._saved: Position | None = None
-        self._exhausted_then: set[TaskScope] = set()  # when that was saved
+        self._saved_state: dict[str, Any] = {}  # what was saved beside it, of this party's own stages and readers
+        self._own_steps_then = 0  # when that was saved
         self._saved_at = time.monotonic()
         self.lineage = ""
         self.peer_saved: set[Known] = set()
@@ -199,7 +200,7 @@ class Keeping:
         model.history[:] = [row for row in model.history if row["step"] <= position.trained]
         for program in model._programs.values():
             program.exhausted = program.scope.wire in state["exhausted"]
-        self._saved, self._exhausted_then = position, self._exhausted()
+        self._saved = position
         self.goes_on = position.fit == self._fit and state["fits"] == self._fits
         if self.goes_on:
             model.stage_mgr.restore(state["stage"])
@@ -209,41 +210,46 @@ class Keeping:
             # Another procedure: training data goes on with the next row unless it had ended, evaluation begins anew.
             self.resumed = {TaskScope(MODE.TRAIN, t) for t in model.tasks(MODE.TRAIN)} - self._exhausted()
             _readers.forget(raw, self.resumed)
+        self._saved_state, self._own_steps_then = self._state(), model.stage_mgr.own_steps
 
     def _exhausted(self) -> set[TaskScope]:
         return {scope for scope, program in self._model._programs.items() if program.exhausted}
 
-    def maybe_save(self) -> None:
-        """Called after each training step."""
-        every = self.steps
-        if self.store is not None and every and self._model.steps_trained % every == 0:
+    def maybe_save(self, steps: int) -> None:
+        """Called after the training step of that number."""
+        if self.store is not None and self.steps and steps % self.steps == 0:
             self.save()
 
     def stage_done(self) -> None:
         """Called between stages."""
-        saved = self._saved
-        if saved is None or saved.trained != self._model.steps_trained or self._exhausted_then != self._exhausted():
+        saved, model = self._saved, self._model
+        steps = model.steps_trained, model.stage_mgr.own_steps
+        stands = saved is not None and steps == (saved.trained, self._own_steps_then)
+        if not stands or self._saved_state["exhausted"] != self._state()["exhausted"]:
             self.save()
 
     def _position(self) -> Position:
         manager = self._model.stage_mgr
-        return Position(self._model.steps_trained, self._fit, manager.index, manager.steps)
+        return Position(self._model.steps_trained, self._fit, manager.common_loops, manager.common_steps)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds of this party alone, beside the variables."""
+        exhausted = sorted(scope.wire for scope in self._exhausted())
+        return {"exhausted": exhausted, "stage": self._model.stage_mgr.state()}
 
     def save(self) -> None:
         """Writes a checkpoint of where the run stands, unless it is written, and tells the peer."""
         model, position = self._model, self._position()
-        if self.store is None or self._saver is None or position == self._saved or not self._trains:
+        if self.store is None or self._saver is None or not self._trains:
             return
-        state = {
-            "run": self.lineage,
-            "exhausted": sorted(scope.wire for scope in self._exhausted()),
-            "stage": model.stage_mgr.state(),
-            "fits": self._fits,
-            "shared_seed": model.shared_seed,
-        }
+        own = self._state()
+        if (position, own) == (self._saved, self._saved_state):
+            return
+        state = {**own, "run": self.lineage, "fits": self._fits, "shared_seed": model.shared_seed}
         started = time.monotonic()
         self.store.save(model.session.raw_session(), self._saver, position, state)
-        self._saved, self._exhausted_then, self._saved_at = position, self._exhausted(), time.monotonic()
+        self._saved, self._saved_state, self._saved_at = position, own, time.monotonic()
+        self._own_steps_then = model.stage_mgr.own_steps
         if position.trained:
             self.iterators.tell_size(self.store.prefix(position))
         known = position, self.lineage

@@ -7,31 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NAME = re.compile(r"step-(\d{10,18})-fit-(\d{1,9})-stage-(\d{4,9})-at-(\d{10,18})")
+_NAME = re.compile(r"step-(\d{10,18})-fit-(\d{1,9})-loop-(\d{4,9})-at-(\d{10,18})")
 
 
 @dataclass(frozen=True, order=True)
 class Position:
     """Where a run stands; later positions are greater.
 
-    Both parties pass the same positions in the same order, since every step is mutual and their stages are the same.
+    Both parties pass the same positions in the same order, since every step of a common loop is mutual. What a party
+    does alone (a stage that loads weights, a loop over fetches of its own) has no place in it.
 
     Attributes:
       trained: Training steps that the weights have behind them.
       fit: Number of the ``fit`` in its program, from 1.
-      stage: Number of the stage in that fit, from 0.
-      at: Steps of that stage that are done.
+      loop: Number of the common loop in that fit, from 0.
+      at: Steps of that loop that are done.
     """
 
     trained: int
     fit: int
-    stage: int
+    loop: int
     at: int
 
     @property
     def name(self) -> str:
         """Name of its folder."""
-        return f"step-{self.trained:010d}-fit-{self.fit}-stage-{self.stage:04d}-at-{self.at:010d}"
+        return f"step-{self.trained:010d}-fit-{self.fit}-loop-{self.loop:04d}-at-{self.at:010d}"
 
     @classmethod
     def of(cls, name: str) -> Position | None:
@@ -41,7 +42,7 @@ class Position:
 
     def to_json(self) -> list[int]:
         """As JSON values."""
-        return [self.trained, self.fit, self.stage, self.at]
+        return [self.trained, self.fit, self.loop, self.at]
 
     @classmethod
     def parse(cls, told: Any) -> Position:
@@ -59,4 +60,4 @@ class Position:
     def __str__(self) -> str:
         """In words, for messages."""
         where = f"step {self.trained}"
-        return where if not self.at else f"{where} (stage {self.stage}, {self.at} steps into it)"
+        return where if not self.at else f"{where} (loop {self.loop}, {self.at} steps into it)"

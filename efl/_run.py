@@ -163,9 +163,8 @@ class Run:
         """
         start = self._agree(lost)
         self._open(start)
-        done_before = self._model.stage_mgr.index
         self._procedure(self._model)
-        if start.restore is not None and self._model.stage_mgr.index == done_before:
+        if start.restore is not None and not self._model.stage_mgr.passed:
             self._say_nothing_to_do()
         self.keeping.save()
         if self._communicator is not None:

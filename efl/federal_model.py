@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from efl._gradients import Sent, is_private
 from efl._graph import as_graph_tensor
-from efl._program import feature_tensors
+from efl._program import Program, feature_tensors
 from efl._task_scope import MODE, TaskScope, current_task_scope
 from efl.communicator import Communicator
 from efl.errors import ConfigError, ModelError
@@ -200,6 +200,9 @@ class FederalModel(Model):
     @property
     def _is_timekeeper(self) -> bool:
         return self.federal_role == "leader"
+
+    def _is_common(self, program: Program) -> bool:
+        return self._has(program)
 
     def _exchange_scope(self, what: str, mode: MODE | None, task: str | None) -> TaskScope:
         if self._compiled:

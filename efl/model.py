@@ -408,7 +408,15 @@ class Model(Definition):
             known[name].load(value, session)
 
     def _pace_of(self, program: Program) -> Any:
-        return self._pace if self._programs.get(program.scope) is program else self._solo
+        return self._pace if self._has(program) else self._solo
+
+    def _has(self, program: Program) -> bool:
+        """Whether it is a task's own, rather than made for a loop over other fetches."""
+        return self._programs.get(program.scope) is program
+
+    def _is_common(self, program: Program) -> bool:
+        """Whether whoever takes part in the run takes the program's steps."""
+        return True
 
     def _compiled_program(self, mode: MODE, task: str | None) -> Program:
         if not self._compiled:
@@ -481,10 +489,11 @@ class Model(Definition):
     # What the step loop and the stage manager tell.
 
     def _step_done(self, program: Program) -> None:
-        if program.scope.mode is MODE.TRAIN:
-            self.steps_trained += 1
-            assert self._run is not None
-            self._run.keeping.maybe_save()
+        if program.scope.mode is not MODE.TRAIN or not self._is_common(program):
+            return
+        assert self._run is not None
+        self.steps_trained += self._has(program)
+        self._run.keeping.maybe_save(self.steps_trained if self._has(program) else self._stage_manager.steps)
 
     def _check_signals(self) -> None:
         if self._run is not None:

@@ -24,14 +24,15 @@ class LoopStage(Stage):
     """Runs an op again and again: until a number of steps, a time, or the end of the data of either party.
 
     A loop that stopped at its number of steps or at its time can be run again and goes on with the data where it
-    stopped.
+    stopped. A loop over ``model.train_op()`` or ``model.eval_op()`` takes its steps together with the peer; one over
+    fetches of one's own is this party's alone: its steps are no training steps of the model.
 
     Args:
       run_ops: What to run: ``model.train_op(task)``, ``model.eval_op(task)``, or any fetches (then ``is_training`` says
         in which mode of the default task).
       is_training: Whether the steps are training steps.
       step: Steps of one run, or None.
-      time: Seconds of one run, or None. In a federation the leader's clock decides for both parties.
+      time: Seconds of one run, or None. In a federation the leader's clock decides for both parties, in common loops.
 
     Attributes:
       finish: True once the data ended or a hook asked to stop.
@@ -65,10 +66,15 @@ class LoopStage(Stage):
           EflError: The peer failed or was lost, sample ids differ, the data is damaged, the loss is not finite.
         """
         model = self.model
+        manager = model.stage_mgr
+        if not manager.runs(self):  # called by a function that is run as a stage: a stage within it
+            model.run_stage(type(self).__name__, self, feed_dict)
+            return
         program = model._program_of(self.run_ops, MODE.TRAIN if self.is_training else MODE.EVAL)
         pace = model._pace_of(program)
+        common = model._is_common(program)
+        keeps_time = model._is_timekeeper or not common
         scope = pace.scope(program.scope.wire)
-        manager = model.stage_mgr
         fetches = (program.op, *program.fetched, *self._extra(program.op))
         feeds, values = model._feeds(program, feed_dict or {})
         session = model.session
@@ -90,6 +96,7 @@ class LoopStage(Stage):
             model._restart_readers(program)
             return True
 
+        manager.enter_loop(common)
         model._stepping(True)
         try:
             while not self.finish and (self._step is None or manager.steps < self._step):
@@ -100,9 +107,9 @@ class LoopStage(Stage):
                         continue
                     self.finish = True
                     break
-                if model._is_timekeeper:
-                    if self._time is not None and clock.monotonic() - started >= self._time:
-                        pace.announce(scope, step, marks.LAST)
+                if keeps_time and self._time is not None and clock.monotonic() - started >= self._time:
+                    pace.announce(scope, step, marks.LAST)
+                if model._is_timekeeper and common:
                     for mark in model._marks_due():
                         pace.announce(scope, step, mark)
                 interruption: Exception | None = None
@@ -125,8 +132,7 @@ class LoopStage(Stage):
                     self.finish = True
                     break
                 waited = pace.complete(scope)
-                manager.steps += 1
-                manager.seconds = clock.monotonic() - started
+                manager.count(clock.monotonic() - started)
                 loss = results[1] if program.loss is not None else None
                 if loss is not None and not math.isfinite(loss):
                     raise NonFiniteLoss(
@@ -148,6 +154,7 @@ class LoopStage(Stage):
         finally:
             model._stepping(False)
             report.stop()
+        manager.leave_loop()
         program.exhausted = self.finish and told
         if self.finish and not self.is_training:
             model._restart_readers(program)

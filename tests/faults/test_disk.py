@@ -105,4 +105,4 @@ def test_a_disk_that_is_full_when_the_manifest_is_written_leaves_the_earlier_one
         with files_of_at_most(2000), pytest.raises(CheckpointError, match=r"File too large"):
             store.save(session, saver, Position(2, 1, 0, 2), {"run": "a" * 4000})
     assert [position.trained for position, _ in CheckpointStore(tmp_path).known()] == [1]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-0000000001-fit-1-stage-0000-at-0000000001"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-0000000001-fit-1-loop-0000-at-0000000001"]

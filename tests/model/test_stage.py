@@ -212,14 +212,101 @@ def test_the_manager_remembers_stages_and_steps(toy):
 
     model = run(toy.model(), procedure)
     states.append(model.stage_mgr.state())
-    assert [(s["index"], s["name"], s["steps"], s["ended"]) for s in states] == [
-        (0, "", 0, []), (1, "b", 0, []), (3, "", 0, [2])
+    assert [(s["place"], s["steps"], s["ended"], s["common_loops"]) for s in states] == [
+        ([[0, ""]], 0, [], 0), ([[1, "b"], [0, ""]], 0, [], 1), ([[3, ""]], 0, [[2]], 2)
     ]  # fmt: skip
     again = StageManager()
     again.restore(states[-1])
     assert again.state() == states[-1]
     again.reset()
     assert again.state() == StageManager().state()
+
+
+def test_a_loop_over_fetches_of_ones_own_is_no_training_and_goes_on_after_a_restart(toy, tmp_path):
+    def counting(stops_at=None):
+        model = fresh(toy)
+        count = tf.get_variable("count", [], initializer=tf.zeros_initializer(), use_resource=True, trainable=False)
+        counted = tf.assign_add(count, 1.0)
+
+        def look(value):
+            if value == stops_at:
+                raise Fails
+
+        with tf.control_dependencies([tf.numpy_function(look, [counted], [])]):
+            counted = tf.identity(counted)
+
+        def procedure(m):
+            m.run_stage("train", LoopStage(m.train_op(), True, 2))
+            m.run_stage("own", LoopStage(counted, True, 8))
+            m.run_stage("train more", LoopStage(m.train_op(), True, 1))
+
+        return model, count, procedure
+
+    model, _, procedure = counting(stops_at=6)
+    with pytest.raises(tf.errors.UnknownError, match="Fails"):
+        run(model, procedure, checkpoint_dir=str(tmp_path), save_checkpoint_steps=4)
+    assert model.steps_trained == 2
+    model, count, procedure = counting()
+    run(model, procedure, checkpoint_dir=str(tmp_path), save_checkpoint_steps=4, log_step=1)
+    assert model.steps_trained == model.session.run(model.global_step) == 3
+    assert model.session.run(count) == 8
+    assert len(model.history) == 4 + 1  # from the fourth step of the loop on
+
+
+def test_stages_within_stages_are_found_again(toy, tmp_path):
+    log = []
+
+    def stages(stops_in):
+        model = fresh(toy)
+
+        def note(what):
+            log.append((what, model.steps_trained))
+            if what == stops_in:
+                raise Fails
+
+        def around(m, by_hand):
+            m.run_stage("first", note, "first")
+            by_hand()  # a stage too, where a function that is a stage calls it
+            m.run_stage("second", note, "second")
+            m.run_stage("train", LoopStage(m.train_op(), True, 3))
+            m.run_stage("third", note, "third")
+
+        def procedure(m):
+            by_hand = LoopStage(m.train_op(), True, 2)
+            by_hand.bind(m)
+            m.run_stage("around", around, m, by_hand)
+            m.run_stage("last", note, "last")
+
+        return model, procedure
+
+    for stops_in in ("second", "third", "last", None):
+        model, procedure = stages(stops_in)
+        if stops_in is None:
+            run(model, procedure, checkpoint_dir=str(tmp_path))
+        else:
+            with pytest.raises(Fails):
+                run(model, procedure, checkpoint_dir=str(tmp_path))
+    # A function that took no steps is not worth a checkpoint: the one before the last begins again.
+    again = [("third", 5), ("last", 5)]
+    assert log == [("first", 0), ("second", 2), ("second", 2), ("third", 5), *again, *again]
+    assert model.steps_trained == 5
+
+
+def test_a_stage_cannot_begin_within_a_step(toy):
+    class Evaluates(tf.train.SessionRunHook):
+        def after_run(self, run_context, run_values):
+            model.run_stage("within", lambda: None)
+
+    model = toy.model()
+    model.add_hooks([Evaluates()])
+    with pytest.raises(ModelError, match=r"run_stage\('within'\) within a step of stage 'train', by a hook\?"):
+        run(model, lambda m: m.run_stage("train", LoopStage(m.train_op(), True, 3)))
+
+
+def test_checkpoints_of_another_version_are_not_passed_over(toy, tmp_path):
+    (tmp_path / "local" / "0" / "step-0000000004-fit-1-stage-0000-at-0000000004").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no run of this version of efl wrote"):
+        run(fresh(toy), three_stages([]), checkpoint_dir=str(tmp_path))
 
 
 # ---- ModelBank
