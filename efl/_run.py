@@ -114,11 +114,13 @@ class Run:
                     self._open_noise()
                     self._execute()
             model.fits.append(self._procedure.describe())
+            model._fit_ended(well=True)
             self.leaving.signals.raise_late()
         except BaseException as error:
             for program in model._programs.values():
                 program.exhausted = True  # nobody knows how far the peer's readers are: the next fit begins anew
             self.leaving.last_word(error)
+            model._fit_ended(well=False)
             if self._communicator is not None and self._called_peer and self.leaving.is_silent(error):
                 self._communicator.abandon()
             elif self._communicator is not None and self._called_peer:

@@ -12,6 +12,7 @@ from efl._gradients import Sent, is_private
 from efl._graph import as_graph_tensor
 from efl._program import Program, feature_tensors
 from efl._task_scope import MODE, TaskScope, current_task_scope
+from efl._uncaught import tell_peer_of
 from efl.communicator import Communicator
 from efl.errors import ConfigError, ModelError
 from efl.model import Model
@@ -87,6 +88,7 @@ class FederalModel(Model):
             peer_name=settings.peer_name,
         )
         self._pace = self._communicator.exchange
+        self._peer_knows = False  # of an error that ended a compile() or a fit()
         self._send_ops: dict[TaskScope, list[tf.Operation]] = {}
         self._sent_tensors: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
         self._grad_receives: dict[TaskScope, dict[str, tf.Tensor]] = {}
@@ -94,6 +96,7 @@ class FederalModel(Model):
         self._released: dict[TaskScope, dict[str, float]] = {}  # sent tensors that are noised, and how much
         self._with_batch: set[TaskScope] = set()
         self._exchanged_scopes: set[TaskScope] = set()  # those whose exchange ops are made
+        tell_peer_of(self)
 
     def send(
         self,
@@ -235,7 +238,15 @@ class FederalModel(Model):
             raise ModelError(f"{what}: require_grad=True on {dtype.name}: only floating point has gradients")
 
     def _could_not_begin(self, error: Exception) -> None:
+        self._peer_knows = True
         self._communicator.tell_failure(error)
+
+    def _fit_ended(self, well: bool) -> None:
+        self._peer_knows = not well
+
+    def _program_failed(self, error: Exception) -> None:
+        if not self._peer_knows:
+            self._could_not_begin(error)
 
     def _compare_rows(self) -> None:
         """Logs where what was received in the step that failed may not be of as many rows as this party's batch."""

@@ -447,6 +447,9 @@ class Model(Definition):
     def _could_not_begin(self, error: Exception) -> None:
         pass
 
+    def _fit_ended(self, well: bool) -> None:
+        pass
+
     def _compare_rows(self) -> None:
         pass
 

@@ -127,6 +127,31 @@ def test_a_party_whose_fit_cannot_begin_tells_the_other(tmp_path, failing):
     assert f"the {failing} could not begin: {told}" in results[other].output.splitlines()[-1]
 
 
+@pytest.mark.parametrize("failing", ["leader", "follower"])
+@pytest.mark.parametrize("place", ["before compile()", "after compile()", "between fits"])
+def test_a_program_that_fails_between_its_calls_tells_the_other(tmp_path, failing, place):
+    again = "model.fit(efl.procedure_fn.train(max_step=2))\n"
+    compiled = "model.compile()"
+    edit = {
+        "before compile()": (compiled, "{}\n" + compiled),
+        "after compile()": (compiled + ".fit", compiled + "\n{}\nmodel.fit"),
+        "between fits": (again, "{}\n" + again),
+    }[place]
+    code = {"leader": LEADER + again, "follower": FOLLOWER + again}
+    code[failing] = code[failing].replace(edit[0], edit[1].format("{}['secret']"))
+    results = run_both(tmp_path, code["leader"], code["follower"], end="", expect=(1, 1), timeout=40)
+    other = results["follower" if failing == "leader" else "leader"].output
+    assert results[failing].output.splitlines()[-1] == "KeyError: 'secret'"
+    assert f"the {failing} could not begin: KeyError: its own log says why" in other.splitlines()[-1]
+    assert "secret" not in other
+
+
+def test_an_error_that_the_other_knows_is_not_told_again(tmp_path):
+    leader = LEADER.replace("    return cross_entropy", "    raise ValueError\n    return cross_entropy")
+    results = run_both(tmp_path, leader, FOLLOWER, end="", expect=(1, 1), timeout=40)
+    assert results["leader"].output.count("leader could not begin") == 1
+
+
 def test_an_error_in_a_users_function_is_told_by_its_type(tmp_path):
     follower = FOLLOWER.replace("    return h\n", "    raise KeyError('secret value 4711')\n")
     results = run_both(tmp_path, LEADER, follower, expect=(1, 1), timeout=40)
