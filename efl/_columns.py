@@ -91,6 +91,8 @@ def _dense(features: Mapping[str, Any], column: Any, group: str, sample: str) ->
     except (ValueError, TypeError, AttributeError) as error:
         kind = type(column).__name__
         advice = f"; write tf.feature_column.numeric_column({column!r})" if isinstance(column, str) else ""
+        if kind == "SharedEmbeddingColumn":  # its table lies outside of variable scopes: each sample would get another
+            advice = " of TensorFlow 2's shared_embeddings; use tf.compat.v1.feature_column.shared_embedding_columns"
         raise ModelError(f"{who}: expected a tf.feature_column, got {kind}{advice}") from error
     missing = sorted(set(spec) - set(features))
     if missing:

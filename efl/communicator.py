@@ -156,9 +156,15 @@ class Communicator:
           The sending op. It does not block; it must run at most once in a step.
 
         Raises:
-          ModelError: Not a graph tensor, or the name is taken in this scope.
+          ModelError: Not a graph tensor, the name is taken in this scope, or the call is inside a branch or a loop.
         """
         scope = current_task_scope() if scope is None else scope
+        graph = tf.get_default_graph()
+        if graph.building_function or graph._get_control_flow_context() is not None:
+            raise ModelError(
+                f"send({name!r}) inside tf.cond, tf.while_loop or a tf.function: a message goes once in each "
+                "step, and the peer would wait for ever for one that does not; send what the branch or the loop returns"
+            )
         tensor = as_graph_tensor(tensor, f"send({name!r})")
         wire = self._exchanged.add("send", name, scope, tensor.dtype, tensor.shape, require_grad)
         state = self.exchange.scope(scope.wire)
@@ -500,6 +506,10 @@ class Communicator:
     def names(self, direction: str, scope: TaskScope) -> list[str]:
         """Wire names of what this party sends or receives in a scope. ``direction`` is ``"send"`` or ``"recv"``."""
         return self._exchanged.names(direction, scope)
+
+    def verifies_ids(self, scope: TaskScope) -> bool:
+        """Whether the sample ids of a scope are compared with the peer's."""
+        return scope in self._ids_noted
 
     def arrived_shapes(self, scope: TaskScope) -> dict[str, tuple[int, ...]]:
         """Shapes of what has come in a scope's running (or failed) step, by the names of ``recv``."""

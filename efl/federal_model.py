@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl._checkpoint import reason_of
 from efl._gradients import Sent, is_private
-from efl._graph import as_graph_tensor
+from efl._graph import as_graph_tensor, call_python, op_name
 from efl._program import Program, feature_tensors
 from efl._task_scope import MODE, TaskScope, current_task_scope
 from efl._uncaught import tell_peer_of
 from efl.communicator import Communicator
-from efl.errors import ConfigError, ModelError
+from efl.errors import ConfigError, DataError, ModelError
 from efl.model import Model
 from efl.settings import Settings
 from efl.transport import Limits
 from efl.transport.handshake import TOKEN
-
-_log = logging.getLogger("efl")
 
 
 class FederalModel(Model):
@@ -95,6 +94,7 @@ class FederalModel(Model):
         self._receives: dict[TaskScope, dict[str, tuple[tf.Tensor, bool]]] = {}
         self._released: dict[TaskScope, dict[str, float]] = {}  # sent tensors that are noised, and how much
         self._with_batch: set[TaskScope] = set()
+        self._rows_read: dict[TaskScope, tuple[int | None, int | None]] = {}  # the step that runs, and its batch's rows
         self._exchanged_scopes: set[TaskScope] = set()  # those whose exchange ops are made
         tell_peer_of(self)
 
@@ -248,31 +248,40 @@ class FederalModel(Model):
         if not self._peer_knows:
             self._could_not_begin(error)
 
-    def _compare_rows(self) -> None:
-        """Logs where what was received in the step that failed may not be of as many rows as this party's batch."""
-        for scope, program in self._programs.items():
-            arrived = self._communicator.arrived_shapes(scope)
-            shapes = {name: arrived[name] for name in self._receives.get(scope, {}) if arrived.get(name)}
-            state = self._communicator.scope_state(scope)
-            static = {t.shape[0] for t in feature_tensors(program.sample) if t.shape.rank} - {None}
-            rows = state.ids.size(state.running or 0) or (min(static) if len(static) == 1 else None)
-            for name, shape in shapes.items():
-                if rows is None:
-                    _log.error(
-                        "%s: received %r has the shape %s: if its first dimension is not the number of rows of this "
-                        "party's batch, do both read the same batch size?", self.federal_role, name, shape,
-                    )  # fmt: skip
-                elif rows != shape[0]:
-                    _log.error(
-                        "%s: received %r has %d rows, this party's batch has %d: do both read the same batch size?",
-                        self.federal_role, name, shape[0], rows,
-                    )  # fmt: skip
+    def _compare_rows(self, program: Program, error: Exception) -> None:
+        scope = program.scope
+        if not isinstance(error, tf.errors.InvalidArgumentError) or not self._has(program):
+            return
+        state = self._communicator.scope_state(scope)
+        step = state.running
+        read, rows = self._rows_read.get(scope, (step, state.ids.size(step or 0)))
+        arrived = self._communicator.arrived_shapes(scope)
+        shapes = {name: arrived[name] for name in self._receives.get(scope, {}) if arrived.get(name)}
+        others = {name: shape[0] for name, shape in shapes.items() if shape[0] != rows}
+        if others and rows is not None and read == step:
+            told = ", ".join(f"{name!r} with {count} rows" for name, count in others.items())
+            raise DataError(
+                f"step {step} of {scope.wire} failed ({reason_of(error)}): {self._communicator.peer_role} sent {told}, "
+                f"and the batch of {self.federal_role} has {rows}: give both the same batch size"
+            )
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
         read = self._communicator.send_after(scope, feature_tensors(sample))
         self._with_batch.add(scope)
         for op in self._send_ops.get(scope, []):  # made before loss_fn or eval_fn was called
             op._add_control_inputs(read)
+        features = [feature for feature in sample.features.values() if feature.shape.rank != 0]
+        if features and not self._communicator.verifies_ids(scope):  # which count the rows
+            shape = features[0].dense_shape if isinstance(features[0], tf.SparseTensor) else tf.shape(features[0])
+            self._send_ops.setdefault(scope, []).append(self._note_rows(scope, shape))
+
+    def _note_rows(self, scope: TaskScope, shape: tf.Tensor) -> tf.Operation:
+        state = self._communicator.scope_state(scope)
+
+        def note(rows: np.ndarray) -> None:
+            self._rows_read[scope] = state.running, int(rows)
+
+        return call_python(note, [tf.gather(shape, 0)], op_name("efl_rows", scope.wire))
 
     def _sent(self, scope: TaskScope) -> list[Sent]:
         held = self._sent_tensors.get(scope, {})

@@ -205,8 +205,6 @@ class Model(Definition):
         except EflError as error:
             raise error.with_traceback(None) from None
         except Exception as error:
-            if isinstance(error, tf.errors.InvalidArgumentError):
-                self._compare_rows()
             raise error.with_traceback(without_own(error.__traceback__))  # noqa: B904  (the same error)
 
     def _checked_run(
@@ -450,8 +448,8 @@ class Model(Definition):
     def _fit_ended(self, well: bool) -> None:
         pass
 
-    def _compare_rows(self) -> None:
-        pass
+    def _compare_rows(self, program: Program, error: Exception) -> None:
+        """Raises ``DataError`` where a step failed, and what was received in it is not of as many rows as its batch."""
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
         pass

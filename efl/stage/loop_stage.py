@@ -125,6 +125,7 @@ class LoopStage(Stage):
                     model._raise_if_not_noised()
                     if not pace.interrupted(scope):
                         raise_if_refused(interruption, model._who, step, scope.wire)
+                        model._compare_rows(program, interruption)
                         model._own_end(program, interruption)
                         pace.end(scope, "data")
                     if started_over():

@@ -90,7 +90,11 @@ class Outbound:
         if encoded.code != codec.code_of(spec.dtype):
             raise ConfigError(f"{where}: dtype {spec.dtype} was agreed, the array has {codec.name_of(encoded.code)}")
         if not shape_fits(encoded.shape, spec.shape):
-            raise ConfigError(f"{where}: shape {spec.shape} was agreed, the array has {encoded.shape}")
+            raise ConfigError(
+                f"{where}: shape {spec.shape} was agreed, the array has {encoded.shape}. Agreed is what the sender's "
+                "static shape and the receiver's recv(shape=…) say together; None stands for what varies, as the rows "
+                "do where the last batch is shorter"
+            )
         if len(encoded.payload) > self._max_message:
             raise ConfigError(
                 f"{where}: {len(encoded.payload)} bytes; max_message_bytes of the two parties allows "

@@ -234,11 +234,35 @@ def test_batches_of_different_size_whose_ids_are_not_compared(tmp_path, static):
     leader = both + LEADER.replace("sample(m, batch, ROLE)", plain).replace("s['label']", "batch[1]")
     follower = both + FOLLOWER.replace("sample(m, batch, ROLE)", plain)
     results = run_both(tmp_path, leader, follower, expect=(1, 1), timeout=60)
-    shape = "has 8 rows, this party's batch has 16" if static else "has the shape (8, 5): if its first dimension is not"
-    assert f"leader: received 'f' {shape}" in results["leader"].output
-    assert "do both read the same batch size?" in results["leader"].output
-    assert "efl/_run.py" not in results["leader"].output
-    assert re.search(r"leader .* failed .*with InvalidArgumentError", results["follower"].output)
+    told = (
+        r"DataError: step 1 of train failed \(.+\): follower sent 'f' with 8 rows, and the batch of leader has 16: "
+        "give both the same batch size"
+    )
+    assert re.search("efl.errors." + told, results["leader"].output.splitlines()[-1])
+    assert re.search(r"the leader .* failed at step 1 of train with " + told, results["follower"].output)
+
+
+def test_a_shorter_batch_than_the_shape_that_the_receiver_gave(tmp_path):
+    leader = LEADER.replace("require_grad=True)", "require_grad=True, shape=[16, 5])").replace(
+        "batches()", "batches(rows=40)"
+    )
+    results = run_both(tmp_path, leader, FOLLOWER.replace("batches()", "batches(rows=40, epochs=1)"), expect=(1, 1))
+    for result in results.values():
+        assert (
+            "shape (16, 5) was agreed, the array has (8, 5). Agreed is what the sender's static shape and the "
+            in (result.output.splitlines()[-1])
+        )
+        assert "recv(shape=…) say together; None stands for what varies" in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("where", ["tf.while_loop(lambda i: i < 3, lambda i: (SEND, i + 1)[1], [0])",
+                                   "tf.cond(m.training_flag, lambda: SEND, lambda: tf.no_op())"])  # fmt: skip
+def test_a_send_in_a_loop_or_a_branch_is_refused(tmp_path, where):
+    send = "m.send('f', h, require_grad=True)"
+    follower = FOLLOWER.replace(send, where.replace("SEND", send))
+    results = run_both(tmp_path, LEADER, follower, expect=(1, 1), timeout=40)
+    for result in results.values():
+        assert "ModelError: send('f') inside tf.cond, tf.while_loop or a tf.function" in result.output
 
 
 def test_one_side_verifies_ids_and_the_other_does_not(tmp_path):

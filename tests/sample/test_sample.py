@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow
 import tensorflow.compat.v1 as tf
 from tensorflow.python.eager import context  # to make what a user makes by accident: eager tensors
 
@@ -287,6 +288,10 @@ def test_a_column_without_its_feature_is_named() -> None:
         (
             {"g": ["age"]},
             r"'age': expected a tf.feature_column, got str; write tf.feature_column.numeric_column\('age'\)$",
+        ),
+        (
+            {"g": list(tensorflow.feature_column.shared_embeddings([IDENTITY], 3))},
+            r"got SharedEmbeddingColumn of TensorFlow 2's shared_embeddings; use tf.compat.v1.feature_column",
         ),
         ({"g": [3]}, "group 'g', column 3: expected a tf.feature_column, got int$"),
         ({"g": [IDENTITY]}, "group 'g', column 'id': .*embedding_column or indicator_column"),
