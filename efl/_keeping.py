@@ -124,8 +124,11 @@ class Keeping:
         """What a party that goes without saving leaves behind, in words."""
         if self.store is None:
             return "without a checkpoint_dir nothing of it is kept"
+        if self._communicator is None:
+            saved = self._saved
+            return "nothing is saved" if saved is None else f"started again, it goes on from the checkpoint of {saved}"
         if self.store.pinned is None:
-            return "no checkpoint is held by both parties" if self._communicator is not None else "see its checkpoints"
+            return "no checkpoint is held by both parties"
         return f"started again, both go on from the checkpoint of {self.store.pinned[0]}"
 
     def make_saver(self) -> None:

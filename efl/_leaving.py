@@ -10,12 +10,13 @@ from efl._signals import TERMINATED, Signals
 from efl._steps import marks
 from efl._steps.marks import Parted
 from efl.communicator import Communicator
-from efl.errors import Interrupted, NonFiniteLoss, PeerLost
+from efl.errors import CheckpointError, ConfigError, HandshakeError, Interrupted, NonFiniteLoss, PeerLost
 
 if TYPE_CHECKING:
     from efl.model import Model
 
 _log = logging.getLogger("efl")
+_BEFORE = ConfigError, HandshakeError, CheckpointError  # end what had not begun, or tell of checkpoints themselves
 
 
 class Leaving:
@@ -84,7 +85,7 @@ class Leaving:
         """Says where a party stands that goes at once, or has waited for its peer in vain."""
         if isinstance(error, KeyboardInterrupt):
             _log.warning("%s: interrupted after step %d", self._role, self._model.steps_trained)
-        elif isinstance(error, PeerLost) and self._keeping.recoverable:
+        elif isinstance(error, Exception) and not isinstance(error, _BEFORE) and self._keeping.recoverable:
             _log.warning(
                 "%s: ended after step %d; %s", self._role, self._model.steps_trained, self._keeping.what_is_left()
             )

@@ -7,7 +7,20 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.faults.runs import OPTIMIZERS, TRAIN, Death, Federation, program, slow_program, weights, write_data
+from efl.cli.certs import write as write_certificates
+from tests.faults.proxy import BadLine
+from tests.faults.runs import (
+    OPTIMIZERS,
+    TRAIN,
+    Death,
+    Federation,
+    assert_bit_equal,
+    program,
+    slow_program,
+    weights,
+    write_data,
+)
+from tests.parties import free_address
 
 FIRST = Death("after", "train", 7)  # both go back to step 6
 # Where the second one takes place: who dies, at which place.
@@ -168,3 +181,44 @@ def test_a_party_that_dies_after_its_goodbye_is_told_what_to_do(tmp_path):
     )
     federation.run({})  # that is true
     assert federation.told().count("nothing to do: this run was complete at step 22") == 2
+
+
+def test_a_death_and_cuts_of_an_encrypted_line(tmp_path, undisturbed, tally):
+    write_certificates(tmp_path / "certs")
+    files = "**{n: f'certs/{ROLE}/{n}.pem' for n in ('my_certs', 'my_key', 'peer_certs')}"
+    script = slow_program().replace("efl.FederalModel(", f"efl.FederalModel({files}, ")
+    assert files in script
+
+    def cut(run, line):
+        for step in (5, 15):
+            run.wait_for_step(step)
+            line.cut()
+        return 2
+
+    address = free_address()
+    write_data(tmp_path)
+    with BadLine(address, seed=1) as line:
+        federation = Federation(tmp_path, script, address=address, dial=line.address)
+        federation.run({"leader": [FIRST], "follower": [Death("after", "train", 10)]}, scene=lambda run: cut(run, line))
+    assert "is back after" in federation.told()
+    assert federation.starts == {"leader": 2, "follower": 2}, federation.told()
+    expected, _ = undisturbed(TRAIN, OPTIMIZERS["momentum"])
+    tally.compare("kill -9 and cuts of an encrypted line", 4, weights(tmp_path), expected)
+
+
+@pytest.mark.parametrize("failing", ["leader", "follower"])
+def test_an_error_names_the_checkpoint_that_both_go_on_from(tmp_path, undisturbed, failing):
+    write_data(tmp_path)
+    script = program(TRAIN, OPTIMIZERS["momentum"])
+    raises = "def after_run(self, context, values):\n"
+    broken = f"        if ROLE == {failing!r} and model.steps_trained == 8:\n            raise ValueError('once')\n"
+    federation = Federation(tmp_path, script.replace(raises, raises + broken))
+    for role in federation.starts:
+        federation.start(role)
+    for role, party in federation.parties.items():
+        assert party.wait(60).returncode == 1, party.output
+        told = f"{role}: ended after step [89]; started again, both go on from the checkpoint of step 6"
+        assert re.search(told, party.output), party.output
+    Federation(tmp_path, script).run({})
+    expected, _ = undisturbed(TRAIN, OPTIMIZERS["momentum"])
+    assert_bit_equal(weights(tmp_path), expected)

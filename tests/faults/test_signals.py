@@ -107,7 +107,8 @@ def test_sigterm_between_steps_leaves_the_peer_waiting(tmp_path, undisturbed, ta
     federation = started(tmp_path, OWN_STAGE.join(["", program("own", OPTIMIZERS["momentum"])]))
     (other,) = {"leader", "follower"} - {stopped}
     try:
-        federation.parties[stopped].wait_for("resting")
+        for party in federation.parties.values():
+            party.wait_for("resting")  # both have saved step 9
         federation.parties[stopped].kill(signal.SIGTERM)
         gone = federation.parties[stopped].wait(20)
         assert gone.returncode == 143, gone.output
