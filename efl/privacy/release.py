@@ -71,7 +71,8 @@ class GaussianRelease:
         step = tf.train.get_or_create_global_step()
         noised = tf.numpy_function(sent.noised, [clipped, step], tensor.dtype, name="efl_release")
         mark_rowwise(noised)
-        private = clipped + tf.stop_gradient(tf.ensure_shape(noised, tensor.shape) - clipped)
+        # Its value is what has noise, to the last bit: adding what was taken away would round, and tell of it.
+        private = tf.ensure_shape(noised, tensor.shape) + (clipped - tf.stop_gradient(clipped))
         tf.add_to_collection(_COLLECTION, (private, sent))
         return private
 

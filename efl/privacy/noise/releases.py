@@ -13,6 +13,7 @@ from efl.errors import ConfigError
 from efl.privacy.noise.ahead import Ahead
 from efl.privacy.noise.ledger import Ledger
 from efl.privacy.noise.seed import Seed
+from efl.privacy.noise.stream import on_grid
 
 
 class Releases:
@@ -61,7 +62,7 @@ class Releases:
           conditions: JSON values that the ledger keeps beside the release (batch size, number of examples, …).
 
         Returns:
-          An array of the same dtype and shape.
+          An array of the same dtype and shape, on a grid of steps of 2**-10 to 2**-9 of that deviation.
 
         Raises:
           ConfigError: A dtype that has no noise.
@@ -73,12 +74,14 @@ class Releases:
         what = json.dumps([group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape]).encode()
         terms = {**(conditions or {}), "group": group, "clip": clip, "noise_multiplier": noise_multiplier}
         drawn = self.ledger.enter(terms, step, rows, self._digest(what, held), self._ahead.next())
-        if noise_multiplier == 0.0:
+        deviation = clip * noise_multiplier
+        if deviation == 0.0:
             return held
         noise = self._ahead.take(drawn, held.size, group)
-        noise *= clip * noise_multiplier
-        noise += held.reshape(-1)  # in double precision; see stream
-        out = noise.astype(held.dtype).reshape(held.shape)
+        noise *= deviation
+        noise += held.reshape(-1)
+        # Rounded in double precision, to what no input of the same deviation could not give; see stream.
+        out = on_grid(noise, deviation).astype(held.dtype).reshape(held.shape)
         self._ahead.begin(group)  # not before: both would wait for each other's interpreter
         return out
 
