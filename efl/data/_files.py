@@ -16,7 +16,8 @@ from efl.errors import DataError
 _ZLIB_SUFFIXES = (".zlib", ".zz")
 # What lies beside records in real folders: manifests, notes, checksums, unfinished files.
 _NOT_RECORDS = (".json", ".txt", ".md", ".csv", ".crc", ".tmp", ".log")
-_OPTION = {
+#: Compression of a block -> what TensorFlow's readers call it.
+OPTIONS = {
     "": tf.io.TFRecordCompressionType.NONE,
     "GZIP": tf.io.TFRecordCompressionType.GZIP,
     "ZLIB": tf.io.TFRecordCompressionType.ZLIB,
@@ -109,7 +110,7 @@ def first_damage(blocks: Iterable[Block], seconds: float) -> tuple[Block, int] |
         row = 0
         try:
             with no_deprecation_warnings():
-                records = tf.io.tf_record_iterator(block.path, tf.io.TFRecordOptions(_OPTION[block.compression]))
+                records = tf.io.tf_record_iterator(block.path, tf.io.TFRecordOptions(OPTIONS[block.compression]))
             for _ in records:
                 row += 1
                 if not row % 4096 and time.monotonic() > give_up:

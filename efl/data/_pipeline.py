@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from efl.data._features import FeatureTable
+from efl.data._poisson import PoissonSampler
 from efl.data._whole import with_end
 
 ROW_BITS = 34
@@ -54,22 +55,30 @@ class Plan:
     drop_remainder: bool
     shuffle: bool
     prefetch: int
+    sampler: PoissonSampler | None = None
 
 
 def build(source: Source, plan: Plan, table: FeatureTable) -> tf.data.Dataset:
     """Returns the dataset of ``(features, state after the batch, block of each row, row of each row)``."""
-    records = _shuffled(source, plan) if plan.shuffle else _in_order(source, plan)
-    batches = records.rebatch(plan.batch_size, drop_remainder=plan.drop_remainder)
+
+    def parsed(serialised: tf.Tensor, progress: list[tf.Tensor], origin: tf.Tensor) -> tuple[Any, ...]:
+        state = tf.concat([source.state[:1], tf.stack(progress), source.state[4:]], 0)
+        block, row = _unpack(origin)
+        return table.parse(serialised, tf.as_string(origin)), state, block % source.blocks, row
 
     def parse(serialised: tf.Tensor, place: tf.Tensor, origin: tf.Tensor) -> tuple[Any, ...]:
         slot, row = _unpack(place[-1])
-        head, tail = source.state[:1], source.state[4:]
-        progress = tf.stack([slot // source.blocks, slot % source.blocks, row + 1])
-        block, origin_row = _unpack(origin)
-        features = table.parse(serialised, tf.as_string(origin))
-        return features, tf.concat([head, progress, tail], 0), block % source.blocks, origin_row
+        return parsed(serialised, [slot // source.blocks, slot % source.blocks, row + 1], origin)
 
-    batches = batches.map(parse)
+    def parse_sample(serialised: tf.Tensor, step: tf.Tensor, origin: tf.Tensor) -> tuple[Any, ...]:
+        none = tf.zeros([], tf.int64)
+        return parsed(serialised, [none, none, step + 1], origin)
+
+    if plan.sampler is not None:
+        batches = _sampled(source, plan.sampler).map(parse_sample)
+    else:
+        records = _shuffled(source, plan) if plan.shuffle else _in_order(source, plan)
+        batches = records.rebatch(plan.batch_size, drop_remainder=plan.drop_remainder).map(parse)
     if plan.prefetch:
         batches = batches.prefetch(plan.prefetch)
     options = tf.data.Options()
@@ -115,6 +124,18 @@ def _shuffled(source: Source, plan: Plan) -> tf.data.Dataset:
         return order.enumerate().skip(done).flat_map(read)
 
     return tf.data.Dataset.range(first_epoch, plan.num_epochs).flat_map(read_epoch)
+
+
+def _sampled(source: Source, sampler: PoissonSampler) -> tf.data.Dataset:
+    """Batches of (records, step, origins); the position's row counts the steps."""
+
+    def draw(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        records, block, row, more = tf.numpy_function(sampler.draw, [step], [tf.string, tf.int64, tf.int64, tf.bool])
+        records, block, row = (tf.ensure_shape(part, [None]) for part in (records, block, row))
+        return records, step, _pack(block, row), tf.ensure_shape(more, [])
+
+    steps = tf.data.Dataset.range(source.state[3], _FAR).map(draw).take_while(lambda *drawn: drawn[3])
+    return steps.map(lambda records, step, origin, more: (records, step, origin))
 
 
 def _records(source: Source, block: tf.Tensor) -> tf.data.Dataset:

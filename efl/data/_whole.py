@@ -51,33 +51,75 @@ def _check(path: bytes, compression: bytes) -> bool:
     return False
 
 
-@functools.lru_cache(maxsize=1 << 16)
+def count_records(path: str, compression: str) -> int:
+    """How many records a file holds. Read once per file and process.
+
+    Raises:
+      DataError: It is damaged, cut off or gone.
+    """
+    try:
+        status = tf.io.gfile.stat(path)
+        whole, count = _walk(path, compression, status.length, status.mtime_nsec)
+    except (tf.errors.OpError, zlib.error) as error:
+        raise DataError(
+            f"cannot count the records of {path!r}: {error}. Write the file again, or move it away"
+        ) from None
+    if not whole:
+        raise DataError(f"cannot read {path!r} to its end: it is cut off. Write the file again, or move it away")
+    return count
+
+
 def _is_whole(path: str, compression: str, length: int, mtime: int) -> bool:
     """Whether the file has its end; length and time tell a file that was written anew."""
+    return _walk(path, compression, length, mtime)[0]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _walk(path: str, compression: str, length: int, mtime: int) -> tuple[bool, int]:
+    """Reads a file from record to record: whether it has its end, and how many records there are."""
+    steps = _Steps()
     if not compression:
-        return _ends_with_a_record(path)
+        with tf.io.gfile.GFile(path, "rb") as file:
+            while data := file.read(_READ_BYTES):
+                steps.take(data)
+        return steps.between, steps.count
     inflater = zlib.decompressobj(_WINDOW_BITS[compression])
     with tf.io.gfile.GFile(path, "rb") as file:
         while data := file.read(_READ_BYTES):
             while data:
                 if inflater.eof:
                     if compression != "GZIP":
-                        return True  # what follows the end is nothing to read
+                        return True, steps.count  # what follows the end is nothing to read
                     inflater = zlib.decompressobj(_WINDOW_BITS[compression])  # gzip files may be strung together
-                inflater.decompress(data, _INFLATED_BYTES)
+                steps.take(inflater.decompress(data, _INFLATED_BYTES))
                 data = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-    return inflater.eof
+    return inflater.eof, steps.count
 
 
-def _ends_with_a_record(path: str) -> bool:
-    # A record is its length (8 bytes), a checksum of that (4), the data, and a checksum of it (4).
-    after = 0  # where the record after this one begins, counted from ``data``
-    data = b""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while more := file.read(_READ_BYTES):
-            data += more
-            while after + 8 <= len(data):
-                after += 16 + int.from_bytes(data[after : after + 8], "little")
-            passed = min(after, len(data))
-            data, after = data[passed:], after - passed
-    return not data and not after
+class _Steps:
+    """Goes from record to record through data that comes in parts.
+
+    A record is its length (8 bytes), a checksum of that (4), the data, and a checksum of it (4).
+
+    Attributes:
+      count: Records begun so far.
+    """
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._after = 0  # where the next record begins, counted from the data
+        self.count = 0
+
+    def take(self, more: bytes) -> None:
+        """Goes on with what follows."""
+        self._data += more
+        while self._after + 8 <= len(self._data):
+            self._after += 16 + int.from_bytes(self._data[self._after : self._after + 8], "little")
+            self.count += 1
+        passed = min(self._after, len(self._data))
+        self._data, self._after = self._data[passed:], self._after - passed
+
+    @property
+    def between(self) -> bool:
+        """Whether it ended exactly behind a record."""
+        return not self._data and not self._after

@@ -15,6 +15,7 @@ import re
 import secrets
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -24,8 +25,10 @@ from efl.data import _pipeline
 from efl.data._explain import came_from, explain
 from efl.data._features import Features, FeatureTable, Origin
 from efl.data._files import Block, find_blocks, share_of
+from efl.data._poisson import SECRET_BYTES, PoissonSampler
 from efl.data._reader_graph import ReaderGraph
 from efl.data._reader_state import ReaderState, fingerprint
+from efl.data._whole import count_records
 from efl.errors import ConfigError, DataError, ModelError
 
 READERS = "efl_readers"
@@ -66,6 +69,12 @@ class DataIO:
         among themselves (through a window of 65 536 rows in larger blocks, which takes their memory).
       seed: Seed of the random order. By default it follows from ``tf.set_random_seed`` where that was called,
         and otherwise is drawn from the operating system.
+      sampling: None reads every record once in an epoch. ``"poisson"`` draws each record with probability
+        ``batch_size / number of records`` in every step, by itself: batches of differing size, ``batch_size`` on
+        average, in ``num_epochs * number of records / batch_size`` steps. That is what amplifies differential privacy,
+        where who is drawn is hidden: draws follow from a secret of the operating system's generator, of the run's noise
+        seed with a private optimizer; only with ``seed`` from that number, and then they are no secret. Needs files
+        that can be mapped into memory; those that are compressed are held in it.
 
     Raises:
       ConfigError: An argument out of range.
@@ -84,6 +93,7 @@ class DataIO:
         name: str = "dataio",
         shuffle: bool = False,
         seed: int | None = None,
+        sampling: str | None = None,
     ) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(f"reader name={name!r}: expected 1 to 64 letters, digits, '_', '.' or '-'")
@@ -108,7 +118,16 @@ class DataIO:
             )
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
             raise ConfigError(f"{self._owner}: seed={seed!r}: expected None or an integer from 0 to 2**63 - 1")
-        self._plan = _pipeline.Plan(batch_size, num_epochs, bool(drop_remainder), bool(shuffle), prefetch)
+        if sampling not in (None, "poisson"):
+            raise ConfigError(f"{self._owner}: sampling={sampling!r}: expected None or 'poisson'")
+        if sampling and (shuffle or drop_remainder):
+            raise ConfigError(
+                f"{self._owner}: sampling='poisson' with {'shuffle' if shuffle else 'drop_remainder'}=True: samples "
+                "are drawn at random and differ in size; leave it out"
+            )
+        sampler = PoissonSampler(batch_size, num_epochs) if sampling else None
+        self._plan = _pipeline.Plan(batch_size, num_epochs, bool(drop_remainder), bool(shuffle), prefetch, sampler)
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self._worker = (worker_idx, worker_num)
         self._nodes: list[str] = []
         self._table = FeatureTable(self._owner)
@@ -129,6 +148,30 @@ class DataIO:
     def drop_remainder(self) -> bool:
         """Whether a last batch that is short is left out."""
         return self._plan.drop_remainder
+
+    @property
+    def samples(self) -> bool:
+        """Whether batches are Poisson samples."""
+        return self._plan.sampler is not None
+
+    @property
+    def hides_batches(self) -> bool:
+        """Whether batches are Poisson samples that only this party's secret tells."""
+        return self.samples and self._seed is None
+
+    def num_examples(self) -> int:
+        """Records in what an epoch reads; counted by reading all of it once.
+
+        Raises:
+          DataError: A file is damaged, cut off or gone.
+          ModelError: ``read`` was not called.
+        """
+        self._read_graph()
+        return sum(count_records(block.path, block.compression) for block in self._blocks)
+
+    def use_secret(self, secret: bytes) -> None:
+        """Makes Poisson samples follow from a secret of 32 bytes, so that a restarted run draws the same again."""
+        self._secret = secret
 
     def add_file_node(self, node: str) -> None:
         """Reads a sub-folder of the base folder; without any, all of it is read.
@@ -232,11 +275,15 @@ class DataIO:
         self._check_features()
         blocks = self._find()
         state = ReaderState(seed=self._draw_seed())
+        plan = self._plan
+        if plan.sampler is not None:  # the dataset may be read beside the reader
+            plan = replace(plan, sampler=PoissonSampler(plan.batch_size, plan.num_epochs))
+            self._start_sampling(plan.sampler, blocks, state)
         source = _pipeline.Source(
             tf.constant([b.path for b in blocks]), tf.constant([b.compression for b in blocks]),
             tf.constant(state.vector()),
         )  # fmt: skip
-        dataset = _pipeline.build(source, self._plan, self._table)
+        dataset = _pipeline.build(source, plan, self._table)
         return dataset.map(lambda features, *_: features)
 
     # ---- in a session --------------------------------------------------------------------------------------------
@@ -321,7 +368,7 @@ class DataIO:
         if not state.blocks:
             return ReaderState(seed=self._draw_seed(), blocks=blocks)
         if again:
-            return ReaderState(seed=state.seed, blocks=blocks)
+            return ReaderState(seed=self._draw_seed(state.seed) if self.samples else state.seed, blocks=blocks)
         if state.blocks != blocks:
             raise DataError(
                 f"{self._owner}: the restored position (epoch {state.epoch}, file {state.position}, row {state.row}) "
@@ -331,10 +378,21 @@ class DataIO:
         return state
 
     def _start(self, sess: tf.Session, state: ReaderState) -> None:
+        self._start_sampling(self._plan.sampler, self._blocks, state)
         self._read_graph().start(sess, self._blocks, state)
         self._session = weakref.ref(sess)
 
-    def _draw_seed(self) -> int:
+    def _start_sampling(self, sampler: PoissonSampler | None, blocks: list[Block], state: ReaderState) -> None:
+        if sampler is not None:
+            sampler.load(blocks, self._owner)
+            sampler.start(self._secret if self.hides_batches else bytes(SECRET_BYTES), state.seed)
+
+    def _draw_seed(self, before: int | None = None) -> int:
+        """A number for the random order; for samples one that differs from that of the pass before."""
+        if self.samples:
+            if self._seed is None:
+                return secrets.randbits(62)
+            return self._seed if before is None else (before + 1) % 2**63
         if not self._plan.shuffle:
             return 0
         if self._seed is not None:
@@ -346,7 +404,7 @@ class DataIO:
 
     def _last_block(self) -> int:
         session = None if self._session is None else self._session()
-        if session is None or self._plan.shuffle:
+        if session is None or self._plan.shuffle or self.samples:
             return 0
         try:
             return self._read_graph().state(session).position % len(self._blocks)
