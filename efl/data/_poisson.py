@@ -178,10 +178,14 @@ class PoissonSampler:
     def draw(self, step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.bool_]:
         """The batch of a step, from 0: records, the block and row of each, and whether there is such a step."""
         assert self.records is not None
-        more = int(step) < self._steps
-        key = hashlib.blake2b(
-            int(step).to_bytes(8, "little"), digest_size=32, key=self._key, person=b"efl sample step"
-        ).digest()
-        drawn = poisson_sample(key, len(self.records), self._probability) if more else np.zeros(0, np.int64)
+        drawn, attempt, more = np.zeros(0, np.int64), 0, int(step) < self._steps
+        # No loss has a mean over no rows. What it means for privacy that empty samples are drawn again is accounted.
+        while more and not len(drawn):
+            drawn = poisson_sample(self._step_key(int(step), attempt), len(self.records), self._probability)
+            attempt += 1
         block, row = self.records.place(drawn)
         return self.records.read(block, row), block, row, np.bool_(more)
+
+    def _step_key(self, step: int, attempt: int) -> bytes:
+        place = step.to_bytes(8, "little") + attempt.to_bytes(8, "little")
+        return hashlib.blake2b(place, digest_size=32, key=self._key, person=b"efl sample step").digest()

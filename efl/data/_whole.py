@@ -43,7 +43,7 @@ def said(message: str) -> str | None:
 def _check(path: bytes, compression: bytes) -> bool:
     name = tf.compat.as_text(path)
     status = tf.io.gfile.stat(name)
-    if not _is_whole(name, tf.compat.as_text(compression), status.length, status.mtime_nsec):
+    if not _walk(name, tf.compat.as_text(compression), status.length, status.mtime_nsec)[0]:
         raise DataError(
             f"cannot read {name!r} to its end: it is cut off, though its last record is whole. Write the file again, "
             "or move it away"
@@ -69,14 +69,12 @@ def count_records(path: str, compression: str) -> int:
     return count
 
 
-def _is_whole(path: str, compression: str, length: int, mtime: int) -> bool:
-    """Whether the file has its end; length and time tell a file that was written anew."""
-    return _walk(path, compression, length, mtime)[0]
-
-
 @functools.lru_cache(maxsize=1 << 16)
 def _walk(path: str, compression: str, length: int, mtime: int) -> tuple[bool, int]:
-    """Reads a file from record to record: whether it has its end, and how many records there are."""
+    """Reads a file from record to record: whether it has its end, and how many records there are.
+
+    Length and time tell a file that was written anew.
+    """
     steps = _Steps()
     if not compression:
         with tf.io.gfile.GFile(path, "rb") as file:

@@ -71,8 +71,8 @@ class DataIO:
         and otherwise is drawn from the operating system.
       sampling: None reads every record once in an epoch. ``"poisson"`` draws each record with probability
         ``batch_size / number of records`` in every step, by itself: batches of differing size, ``batch_size`` on
-        average, in ``num_epochs * number of records / batch_size`` steps. That is what amplifies differential privacy,
-        where who is drawn is hidden: draws follow from a secret of the operating system's generator, of the run's noise
+        average, in ``num_epochs * number of records / batch_size`` steps (an empty one is drawn again). That is what
+        amplifies differential privacy, where who is drawn is hidden: draws follow from a secret, of the run's noise
         seed with a private optimizer; only with ``seed`` from that number, and then they are no secret. Needs files
         that can be mapped into memory; those that are compressed are held in it.
 
@@ -385,7 +385,10 @@ class DataIO:
     def _start_sampling(self, sampler: PoissonSampler | None, blocks: list[Block], state: ReaderState) -> None:
         if sampler is not None:
             sampler.load(blocks, self._owner)
-            sampler.start(self._secret if self.hides_batches else bytes(SECRET_BYTES), state.seed)
+            sampler.start(self._sampling_secret(), state.seed)
+
+    def _sampling_secret(self) -> bytes:
+        return bytes(SECRET_BYTES) if self._seed is not None else self._secret
 
     def _draw_seed(self, before: int | None = None) -> int:
         """A number for the random order; for samples one that differs from that of the pass before."""

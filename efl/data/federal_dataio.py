@@ -57,6 +57,8 @@ class FederalDataIO(DataIO):
       name: As in ``DataIO``; the same on both sides.
       shuffle: As in ``DataIO``.
       seed: As in ``DataIO``; the leader's counts.
+      sampling: As in ``DataIO``. The leader tells the follower the secret of the draws, so that both draw the same
+        rows: they are hidden from others, not from the peer.
 
     Raises:
       ConfigError: An argument out of range, or a role that is not the communicator's.
@@ -78,10 +80,11 @@ class FederalDataIO(DataIO):
         name: str = "dataio",
         shuffle: bool = False,
         seed: int | None = None,
+        sampling: str | None = None,
     ) -> None:
         super().__init__(
             data_base_dir, batch_size, worker_idx, worker_num, prefetch, num_epochs, save_interval, drop_remainder,
-            name, shuffle, seed,
+            name, shuffle, seed, sampling,
         )  # fmt: skip
         if data_mode not in _MODES:
             raise ConfigError(f"{self._owner}: data_mode={data_mode!r}: expected 'data-join' or 'local'")
@@ -105,6 +108,7 @@ class FederalDataIO(DataIO):
             "drop_remainder": self._plan.drop_remainder,
             "data_mode": self._data_mode,
             "shuffle": self._plan.shuffle,
+            "sampling": "poisson" if self.samples else None,
             "worker_num": self._worker[1],
         }
         for setting, value in settings.items():
@@ -138,23 +142,35 @@ class FederalDataIO(DataIO):
             state = self._next_state(sess, again)
             self._send_plan(state)
         else:
-            names, state = self._recv_plan()
+            names, state, rows = self._recv_plan()
             self._blocks = self._look_up(names)
             self._check_slots(len(names))
+            if self._plan.sampler is not None:
+                self._check_rows(self._plan.sampler.load(self._blocks, self._owner).sizes.tolist(), rows)
         with task_scope(self.scope.mode, self.scope.task):
             self._communicator.name_blocks([block.name for block in self._blocks])
         self._start(sess, state)
 
     def _send_plan(self, state: ReaderState) -> None:
         parts = _split([block.name for block in self._blocks])
-        start = {"seed": state.seed, "epoch": state.epoch, "position": state.position, "row": state.row}
+        start: dict[str, Any] = {
+            "seed": state.seed, "epoch": state.epoch, "position": state.position, "row": state.row
+        }  # fmt: skip
+        sizes: list[int] = []
+        if self._plan.sampler is not None:
+            start["secret"] = self._sampling_secret().hex()
+            sizes = self._plan.sampler.load(self._blocks, self._owner).sizes.tolist()
+        done = 0
         for number, names in enumerate(parts):
+            more = {"rows": sizes[done : done + len(names)]} if sizes else {}
             self._communicator.send_plan(
-                self._plan_name, {**start, "part": number, "parts": len(parts), "blocks": names}
+                self._plan_name, {**start, "part": number, "parts": len(parts), "blocks": names, **more}
             )
+            done += len(names)
 
-    def _recv_plan(self) -> tuple[list[str], ReaderState]:
+    def _recv_plan(self) -> tuple[list[str], ReaderState, list[Any]]:
         names: list[str] = []
+        rows: list[Any] = []
         part, parts = 0, 1
         while part < parts:
             plan = self._communicator.recv_plan(self._plan_name)
@@ -167,14 +183,25 @@ class FederalDataIO(DataIO):
             ):
                 raise ProtocolError(f"{self._owner}: the leader's plan is malformed; do both parties run the same efl?")
             names += blocks
+            rows += plan.get("rows") or []
             part, parts = part + 1, announced
         try:
             state = ReaderState(plan["seed"], plan["epoch"], plan["position"], plan["row"], fingerprint(names))
-        except (KeyError, DataError) as error:
+            if self.samples:
+                self.use_secret(bytes.fromhex(plan["secret"]))
+        except (KeyError, TypeError, ValueError, DataError) as error:
             raise ProtocolError(f"{self._owner}: the leader's plan is malformed ({error})") from error
         if not names or state.position > len(names) or state.epoch > self._plan.num_epochs:
             raise ProtocolError(f"{self._owner}: the leader's plan starts outside its {len(names)} block(s): {state}")
-        return names, state
+        return names, state, rows
+
+    def _check_rows(self, own: list[int], leaders: list[Any]) -> None:
+        for block, here, there in zip(self._blocks, own, leaders, strict=False):
+            if here != there:
+                raise DataError(
+                    f"{self._owner}: block {block.name!r} has {here} rows here and {there} at the leader, so samples "
+                    "of it would not belong together; run the join again for both parties"
+                )
 
     def _look_up(self, names: list[str]) -> list[Block]:
         """Returns this party's blocks of these names.

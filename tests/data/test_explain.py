@@ -153,9 +153,9 @@ def test_whole_compressed_files_are_inflated_to_their_end_once(tmp_path: Path, m
     plain = write(tmp_path / "x", [example({"id": i}) for i in range(30)])
     (tmp_path / "part-0.gz").write_bytes(gzip.compress(plain.read_bytes()) * members)
     plain.unlink()
-    before = _whole._is_whole.cache_info().misses
+    before = _whole._walk.cache_info().misses
     assert flat(read_ids(id_reader(tmp_path, batch_size=7, num_epochs=3))) == [*range(30)] * 3 * members
-    assert _whole._is_whole.cache_info().misses == before + 1
+    assert _whole._walk.cache_info().misses == before + 1
 
 
 def test_other_datasets_of_a_reader_find_the_cut_too(tmp_path: Path) -> None:

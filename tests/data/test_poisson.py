@@ -145,6 +145,17 @@ def test_a_dataset_of_samples(tmp_path: Path) -> None:
             sess.run(batch)
 
 
+def test_no_batch_is_empty(tmp_path: Path) -> None:
+    write_ids(tmp_path, [40])
+    made = DataIO(str(tmp_path), 1, 0, 1, num_epochs=10, sampling="poisson")
+    made.fixedlen_feature("id", 1, dtype=tf.int64)
+    batch = tf.data.make_one_shot_iterator(made.init_dataset()).get_next()["id"]
+    with tf.Session() as sess:
+        sizes = [len(sess.run(batch)) for _ in range(400)]
+    # Of a Poisson number that is not 0: 1 / (1 - 1 / e) on average.
+    assert min(sizes) == 1 and abs(np.mean(sizes) - 1.58) < 0.25
+
+
 def test_records_are_counted(tmp_path: Path) -> None:
     write_ids(tmp_path, [30, 7, 5])
     for compression in ("GZIP", "ZLIB"):

@@ -117,6 +117,27 @@ def test_a_stopped_run_goes_on_with_the_next_row(tmp_path: Path) -> None:
     assert sorted(begun + ended) == ALL
 
 
+def test_both_parties_draw_the_same_samples_also_after_a_stop(tmp_path: Path) -> None:
+    for role in ("leader", "follower"):
+        write_blocks(tmp_path / role, BLOCKS)
+    options: dict[str, Any] = {"sampling": "poisson", "seed": 5, "num_epochs": 4}
+    whole = run(tmp_path, follower={"seed": 6}, **options)
+    assert seen(whole["leader"]) == seen(whole["follower"])
+    parts = [seen(run(tmp_path, checkpoint_dir="saved", **more, **options)["follower"]) for more in ({"steps": 9}, {})]
+    assert parts[0] + parts[1] == seen(whole["leader"])
+    hidden = [seen(run(tmp_path, sampling="poisson", num_epochs=4)["leader"]) for _ in range(2)]
+    assert hidden[0] != hidden[1]
+    # 21 steps: the probability that a row is never drawn in them is 0.011.
+    assert len(set(hidden[0])) > 15
+
+
+def test_samples_of_blocks_of_different_size_end_both_sides(tmp_path: Path) -> None:
+    write_blocks(tmp_path / "leader", BLOCKS)
+    write_blocks(tmp_path / "follower", {**BLOCKS, "part-2": [20, 21, 22, 23, 24]})
+    for output in failed(run(tmp_path, sampling="poisson")):
+        assert "block 'part-2' has 5 rows here and 7 at the leader" in output
+
+
 def failed(results: dict[str, PartyResult]) -> tuple[str, str]:
     assert all(result.returncode != 0 for result in results.values()), results
     return results["leader"].output, results["follower"].output
@@ -125,8 +146,9 @@ def failed(results: dict[str, PartyResult]) -> tuple[str, str]:
 def test_settings_that_differ_end_the_handshake_on_both_sides(tmp_path: Path) -> None:
     for role in ("leader", "follower"):
         write_blocks(tmp_path / role, BLOCKS)
-    for output in failed(run(tmp_path, leader={"batch_size": 8}, follower={"num_epochs": 3})):
+    for output in failed(run(tmp_path, leader={"batch_size": 8}, follower={"num_epochs": 3, "sampling": "poisson"})):
         assert "train/dataio/batch_size" in output
+        assert "train/dataio/sampling: the leader has None, the follower has 'poisson'" in output
         assert "train/dataio/num_epochs" in output
 
 
