@@ -55,6 +55,10 @@ def compile_model(model: Model) -> None:
         with task_scope(MODE.EVAL, task) as scope:
             _compile_evaluation(model, scope, names[task])
     model._check_exchanges()
+    if tf.get_collection("efl_privacy_labels"):
+        from efl.privacy import _label_use  # only who randomises labels needs it
+
+        _label_use.bind(model)
     model._opt_config.warn_if_unread(opt for program in model._programs.values() for opt in program.optimizers)
     refs = reference_variables(tf.get_default_graph())
     if refs:

@@ -23,7 +23,7 @@ _log = logging.getLogger("efl")
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 REDUCTIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {"mean": tf.reduce_mean, "sum": tf.reduce_sum}
 BACKEND_MODES = ("noise", "unnoise")
-_KEYS = ("REDUCE", "BACKEND_MODE", "BATCH_SIZE", "NUM_EXAMPLES")
+_KEYS = ("REDUCE", "BACKEND_MODE", "BATCH_SIZE", "NUM_EXAMPLES", "DEFER_NOISE")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class OptConfig:
       is_mode_given: Whether the user chose the ``backend_mode``.
       batch_size: Nominal rows of a batch, for differential privacy; None: as the data's reader says.
       num_examples: Rows of the training data, for differential privacy; None: as the data's reader says.
+      defer_noise: Whether noise of embedding rows that nobody reads may wait.
     """
 
     reduce: str | Callable[[tf.Tensor], tf.Tensor] = "mean"
@@ -43,6 +44,7 @@ class OptConfig:
     is_mode_given: bool = False
     batch_size: int | None = None
     num_examples: int | None = None
+    defer_noise: bool = True
 
     @classmethod
     def parse(cls, config: Mapping[str, Any] | None) -> OptConfig:
@@ -69,7 +71,10 @@ class OptConfig:
         batch, examples = (_size(config, key) for key in ("BATCH_SIZE", "NUM_EXAMPLES"))
         if batch is not None and examples is not None and batch > examples:
             raise ConfigError(f"opt_config BATCH_SIZE={batch}: more rows than NUM_EXAMPLES={examples}")
-        return cls(reduce, mode, "BACKEND_MODE" in config, batch, examples)
+        defer = config.get("DEFER_NOISE", True)
+        if not isinstance(defer, bool):
+            raise ConfigError(f"opt_config DEFER_NOISE={defer!r}: expected True or False")
+        return cls(reduce, mode, "BACKEND_MODE" in config, batch, examples, defer)
 
     def warn_if_unread(self, optimizers: Iterable[Any]) -> None:
         """Logs that a ``BACKEND_MODE`` was chosen which none of the optimizers reads.

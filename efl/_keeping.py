@@ -250,6 +250,7 @@ class Keeping:
             return
         state = {**own, "run": self.lineage, "fits": self._fits, "shared_seed": model.shared_seed}
         started = time.monotonic()
+        model._settle_noise()
         self.store.save(model.session.raw_session(), self._saver, position, state)
         self._saved, self._saved_state, self._saved_at = position, own, time.monotonic()
         self._own_steps_then = model.stage_mgr.own_steps

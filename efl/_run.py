@@ -166,6 +166,7 @@ class Run:
         start = self._agree(lost)
         self._open(start)
         self._procedure(self._model)
+        self._model._settle_noise()
         if start.restore is not None and not self._model.stage_mgr.passed:
             self._say_nothing_to_do()
         self.keeping.save()
@@ -197,6 +198,11 @@ class Run:
                 self._role,
                 folder,
             )
+        for program in self._model._programs.values():
+            for reader in _readers.own(program):
+                if reader.samples:
+                    purpose = f"sampling {program.scope.wire}/{reader.name}"
+                    reader.use_secret(holder.releases.secret(purpose.encode()))
 
     def _say_nothing_to_do(self) -> None:
         _log.info(
@@ -389,7 +395,7 @@ class Run:
                 model.begun_hooks.append(hook)
         self.keeping.make_saver()
         if fresh:
-            model._session = HookedSession(graph, model._session_config)
+            model._session = HookedSession(graph, model._session_config, model._settle_noise)
             raw = model.session.raw_session()
             raw.run([tf.global_variables_initializer(), tf.local_variables_initializer(), *_readers.tables()])
             model._apply_initial_weights(raw)

@@ -64,9 +64,16 @@ class HookedSession:
     Args:
       graph: The graph to run.
       config: Session options of the user, or None.
+      before_run: Called before ``run``, which may look at anything.
     """
 
-    def __init__(self, graph: tf.Graph, config: tf.ConfigProto | None = None) -> None:
+    def __init__(
+        self,
+        graph: tf.Graph,
+        config: tf.ConfigProto | None = None,
+        before_run: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_run = before_run
         self._session = tf.Session(graph=graph, config=default_config() if config is None else config)
         self._coordinator = tf.train.Coordinator()
         self._callables: dict[tuple[int, ...], tuple[tuple[Any, ...], Callable[..., Any]]] = {}
@@ -97,6 +104,7 @@ class HookedSession:
 
     def run(self, fetches: Any, feed_dict: dict[Any, Any] | None = None) -> Any:
         """Runs any fetches, with the active hooks; arguments and result as of ``tf.Session.run``."""
+        self._before_run()
         if not self._hooks:
             return self._session.run(fetches, feed_dict)
         return self._run_hooked(fetches, feed_dict or {}, lambda: self._session.run(fetches, feed_dict))

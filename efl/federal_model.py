@@ -287,6 +287,9 @@ class FederalModel(Model):
         held = self._sent_tensors.get(scope, {})
         return [Sent(name, held[name][0], gradient) for name, gradient in self._grad_receives.get(scope, {}).items()]
 
+    def _shown(self, scope: TaskScope) -> list[tf.Tensor]:
+        return [tensor for tensor, _ in self._sent_tensors.get(scope, {}).values()]
+
     def _received(self, scope: TaskScope) -> list[tuple[str, tf.Tensor]]:
         return [(name, tensor) for name, (tensor, grad) in self._receives.get(scope, {}).items() if grad]
 
@@ -350,8 +353,7 @@ class FederalModel(Model):
             from efl.privacy import _training as private_training
 
             for name in held:
-                conditions = private_training.sizes_of(self._programs[scope], self._opt_config)
-                self._noise.conditions[f"{scope.wire}/{name}"] = {"kind": "sent", **conditions}
+                private_training.note_conditions(self, self._programs[scope], f"{scope.wire}/{name}", "sent")
         for scope, program in self._programs.items():
             if scope.mode is MODE.TRAIN:
                 self._undivided.note(program, self._sent(scope), self._received(scope), self._opt_config)

@@ -310,6 +310,7 @@ class Model(Definition):
           ModelError: There is no session yet.
         """
         raw = self.session.raw_session()
+        self._settle_noise()
         variables = {v.op.name: v for v in raw.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)}
         with raw.graph.as_default():
             return raw.run(variables) if variables else {}
@@ -466,6 +467,9 @@ class Model(Definition):
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         return False
 
+    def _shown(self, scope: TaskScope) -> list[tf.Tensor]:
+        return []
+
     def _sent_raw(self) -> list[str]:
         return []
 
@@ -518,6 +522,14 @@ class Model(Definition):
     def _reset_metrics(self, program: Program) -> None:
         if program.metric_variables:
             self.session.raw_session().run(program.metrics_initializer)
+
+    def _settle_noise(self, training: bool = False) -> None:
+        """Gives tables the noise that they are owed, before anybody looks; or makes them ready for training."""
+        for deferred in () if self._noise_holder is None else self._noise_holder.deferred:
+            if training:
+                deferred.align(self.session.raw_session())
+            else:
+                deferred.flush(self.session.raw_session())
 
     def _restart_readers(self, program: Program) -> None:
         _readers.restart(self.session.raw_session(), program)

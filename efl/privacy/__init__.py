@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from efl.privacy.accounting import AdversaryTable, compute_dp_sgd_privacy, compute_noise, max_steps
 from efl.privacy.hooks import PrivacyHook
+from efl.privacy.label_dp import LabelDP, RRWithPrior
 from efl.privacy.optimizers import (
     DPAdagradGaussianOptimizer,
     DPAdagradOptimizer,
@@ -28,7 +29,9 @@ __all__ = [
     "DPGradientDescentGaussianOptimizer",
     "DPGradientDescentOptimizer",
     "GaussianRelease",
+    "LabelDP",
     "PrivacyHook",
+    "RRWithPrior",
     "compute_dp_sgd_privacy",
     "compute_noise",
     "make_gaussian_optimizer_class",

@@ -1,16 +1,19 @@
-"""Whoever adds noise for a model: opened when a run begins, asked from inside the graph."""
+"""Whoever adds noise and randomises labels for a model: opened when a run begins, asked from inside the graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efl.errors import EflError
+from efl.errors import EflError, ModelError
 
 if TYPE_CHECKING:
-    from efl.privacy.noise import Phase, Releases
+    from efl.privacy._deferred import Deferred
+    from efl.privacy.noise import Labels, Phase, Question, Releases
+    from efl.privacy.noise.releases import Rows
 
 
 class NoiseHolder:
@@ -19,13 +22,18 @@ class NoiseHolder:
     Attributes:
       error: Why noise could not be added in the step that failed; TensorFlow tells of it only as text.
       conditions: Name of a release -> what the ledger keeps beside it.
+      deferred: Tables whose noise waits for whoever reads them.
+      counts: Name of a release -> counts the examples, where that is known only when the data are being read.
     """
 
     def __init__(self) -> None:
         self._releases: Releases | None = None
+        self._labels: Labels | None = None
         self._folder: Path | None = None
         self.error: EflError | None = None
         self.conditions: dict[str, dict[str, Any]] = {}
+        self.counts: dict[str, Callable[[], int]] = {}
+        self.deferred: list[Deferred] = []
         self._phases: list[Phase] = []
 
     @property
@@ -49,34 +57,54 @@ class NoiseHolder:
           ConfigError: The seed's file is not as secret as it must be.
           CheckpointError: The ledger is damaged.
         """
-        from efl.privacy.noise import Ledger, Releases, Seed
+        from efl.privacy.noise import Labels, Ledger, Releases, Seed, carry
 
+        self.error = None
         if self._releases is not None and folder == self._folder:
             return False
         if folder is None:
-            self._releases = self._releases or Releases(Seed.fresh(), Ledger.in_memory())
+            if self._releases is None:
+                seed, ledger = Seed.fresh(), Ledger.in_memory()
+                self._releases, self._labels = Releases(seed, ledger), Labels(seed, ledger, None)
             return False
         ledger = Ledger(folder)
         seed, is_new = Seed.load_or_create(folder / "noise_seed")
-        self._releases, self._folder = Releases(seed, ledger), folder
-        return is_new and bool(ledger.phases())
+        begins_anew = is_new and bool(ledger.phases())
+        carry(self.phases(), ledger)  # labels that an earlier fit of this process released under a seed of its own
+        self._releases, self._labels, self._folder = Releases(seed, ledger), Labels(seed, ledger, folder), folder
+        return begins_anew
 
     def close(self) -> None:
         """Closes a ledger on disk; it is opened again by the next run."""
         if self._releases is not None and self._folder is not None:
             self._releases.ledger.close()
+            if self._labels is not None:
+                self._labels.close()
             self._phases = self._releases.ledger.phases()
-            self._releases, self._folder = None, None
+            self._releases, self._labels, self._folder = None, None, None
 
     def phases(self) -> list[Phase]:
         """What was released so far, across restarts; of the last run where none is on."""
         return self._phases if self._releases is None else self._releases.ledger.phases()
 
     def noised(
-        self, values: np.ndarray, *, step: int, group: str, clip: float, noise_multiplier: float, rows: int
+        self,
+        values: np.ndarray,
+        *,
+        step: int,
+        group: str,
+        clip: float,
+        noise_multiplier: float,
+        rows: int,
+        tables: Rows | None = None,
     ) -> np.ndarray:
         """See ``efl.privacy.noise.Releases.noised``."""
         try:
+            if tables is not None:
+                for each in self.deferred:
+                    each.dirty = True
+            if group in self.counts:
+                self.conditions[group]["num_examples"] = self.counts.pop(group)()
             return self.releases.noised(
                 values,
                 step=step,
@@ -85,7 +113,31 @@ class NoiseHolder:
                 noise_multiplier=noise_multiplier,
                 rows=rows,
                 conditions=self.conditions.get(group),
+                tables=tables,
             )
+        except EflError as error:
+            self.error = error
+            raise
+
+    def overdue(self, deviations: np.ndarray, widths: np.ndarray, step: float) -> np.ndarray:
+        """See ``efl.privacy.noise.Releases.overdue``."""
+        return self.releases.overdue(deviations, widths, float(step))
+
+    def randomised(
+        self, question: Question, ids: np.ndarray, labels: np.ndarray, prior: np.ndarray | None
+    ) -> np.ndarray:
+        """See ``efl.privacy.noise.Labels.randomised``.
+
+        Raises:
+          ModelError: No run is on: where the seed lies is not known, and another one would release the labels anew.
+        """
+        try:
+            if self._labels is None:
+                raise ModelError(
+                    f"LabelDP {question.name!r}: labels can be randomised while the model's fit() runs only, which "
+                    "knows where the secret seed lies"
+                )
+            return self._labels.randomised(question, ids, labels, prior)
         except EflError as error:
             self.error = error
             raise

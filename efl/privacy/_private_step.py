@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -12,8 +12,12 @@ import tensorflow.compat.v1 as tf
 from efl import _graph_checks
 from efl.errors import ConfigError, ModelError
 from efl.privacy import per_example
+from efl.privacy.noise.releases import Rows
 from efl.privacy.optimizers import PrivateOptimizer
 from efl.privacy.per_example import Objective, PerExample
+
+if TYPE_CHECKING:
+    from efl.privacy._deferred import Deferred
 
 Reduce: TypeAlias = "str | Callable[[tf.Tensor], tf.Tensor]"
 # Of the largest gradient. Rounding leaves some 1e-6 of float32; a row that depends on another leaves far more.
@@ -26,7 +30,15 @@ class NoiseSource(Protocol):
     """Adds noise to what leaves; see ``efl.privacy.noise.Releases``."""
 
     def noised(
-        self, values: np.ndarray, *, step: int, group: str, clip: float, noise_multiplier: float, rows: int
+        self,
+        values: np.ndarray,
+        *,
+        step: int,
+        group: str,
+        clip: float,
+        noise_multiplier: float,
+        rows: int,
+        tables: Rows | None = None,
     ) -> np.ndarray:
         """``values`` with noise of standard deviation ``clip * noise_multiplier``."""
 
@@ -42,6 +54,7 @@ class Terms:
       reduce: How losses are reduced inside a micro-batch.
       batch_size: Nominal rows of a batch, by which the sum is divided; None: those of the batch at hand.
       where: Whose loss it is, for messages.
+      defer: Says of which tables the noise of rows that nobody reads may wait; None: of none.
     """
 
     noise: NoiseSource
@@ -50,6 +63,7 @@ class Terms:
     reduce: Reduce = "mean"
     batch_size: int | None = None
     where: str = "the loss"
+    defer: Callable[[PerExample], Deferred | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,20 +106,49 @@ def private_gradients(
         names = ", ".join(f"{v.op.name} ({v.dtype.base_dtype.name})" for v in odd)
         raise ModelError(f"{type(optimizer).__name__} trains {names}: expected variables of float32 or float64")
     checked = _checked(gradients, terms.where)
+    deferred = None if terms.defer is None or optimizer.l2_norm_clip is None else terms.defer(gradients)
     with tf.control_dependencies([checked]):
         if optimizer.l2_norm_clip is None:
             sums = finite(_by_query(optimizer.dp_sum_query, gradients, scale), terms.where)
         else:
             assert optimizer.noise_multiplier is not None
             weights = clipping_weights(gradients, gradients.variables, optimizer.l2_norm_clip, scale, terms.where)
-            clipped = [tf.convert_to_tensor(gradients.weighted_sum(v, weights)) for v in gradients.variables]
-            sums = add_noise(clipped, optimizer.l2_norm_clip, optimizer.noise_multiplier, gradients, terms)
+            clipped = [gradients.weighted_sum(v, weights) for v in gradients.variables]
+            if deferred is not None:
+                return PrivateGradients(_with_rows(deferred, clipped, optimizer, gradients, terms), gradients, checked)
+            whole = [tf.convert_to_tensor(each) for each in clipped]
+            sums = add_noise(whole, optimizer.l2_norm_clip, optimizer.noise_multiplier, gradients, terms)
     count = tf.cast(gradients.groups.count, tf.float64)
     if terms.batch_size is not None:
         count = tf.constant(terms.batch_size // rows, tf.float64)
-    count = tf.maximum(count, 1.0)
-    divided = [total / tf.cast(count, total.dtype) for total in sums]
+    divided = _divided(sums, tf.maximum(count, 1.0))
     return PrivateGradients(list(zip(divided, gradients.variables)), gradients, checked)
+
+
+def _divided(sums: Sequence[tf.Tensor], count: tf.Tensor) -> list[tf.Tensor]:
+    return [total / tf.cast(count, total.dtype) for total in sums]
+
+
+def _with_rows(
+    deferred: Deferred,
+    clipped: Sequence[tf.Tensor | tf.IndexedSlices],
+    optimizer: PrivateOptimizer,
+    gradients: PerExample,
+    terms: Terms,
+) -> list[tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]]:
+    """Private gradients where only the rows of some tables are noised that the step has read."""
+    assert optimizer.l2_norm_clip is not None and optimizer.noise_multiplier is not None
+    tables = [v for v in gradients.variables if v.ref() in deferred.variables]
+    others = [v for v in gradients.variables if v.ref() not in deferred.variables]
+    by_variable = dict(zip((v.ref() for v in gradients.variables), clipped))
+    rows = [deferred.sums_of(by_variable[v.ref()]) for v in tables]
+    values = [tf.convert_to_tensor(by_variable[v.ref()]) for v in others] + [sums for _, sums in rows]
+    noised = add_noise(
+        values, optimizer.l2_norm_clip, optimizer.noise_multiplier, gradients, terms, len(tables), deferred.scale
+    )
+    updates = deferred.updates([(v, which) for v, (which, _) in zip(tables, rows)], noised[len(others) :])
+    count = tf.constant(max(1, terms.batch_size or 1), tf.float64)
+    return [*zip(_divided(noised[: len(others)], count), others), *zip(updates, tables)]
 
 
 def clipping_weights(
@@ -135,9 +178,25 @@ def clipping_weights(
 
 
 def add_noise(
-    values: Sequence[tf.Tensor], clip: float, multiplier: float, gradients: PerExample, terms: Terms
+    values: Sequence[tf.Tensor],
+    clip: float,
+    multiplier: float,
+    gradients: PerExample,
+    terms: Terms,
+    tables: int = 0,
+    scale: tuple[tf.Tensor, tf.Tensor] | None = None,
 ) -> list[tf.Tensor]:
-    """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together."""
+    """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together.
+
+    Args:
+      values: The tensors.
+      clip: The sensitivity of all of them together.
+      multiplier: Standard deviation of the noise, in units of ``clip``.
+      gradients: Of the step.
+      terms: Of the release.
+      tables: How many at the end are rows of tables, float32, which become updates on a grid.
+      scale: Of these: by what they are multiplied, and the grid's step.
+    """
     by_dtype: dict[tf.DType, list[int]] = {}
     for position, value in enumerate(values):
         by_dtype.setdefault(value.dtype, []).append(position)
@@ -145,13 +204,19 @@ def add_noise(
     for number, (dtype, positions) in enumerate(by_dtype.items()):
         group = terms.group if number == 0 else f"{terms.group}#{number}"
 
-        def noised(flat: np.ndarray, step: np.ndarray, rows: np.ndarray, group: str = group) -> np.ndarray:
+        def noised(
+            flat: np.ndarray, step: np.ndarray, rows: np.ndarray, *ends: np.ndarray, group: str = group
+        ) -> np.ndarray:
+            more = {"tables": Rows(int(ends[0]), float(ends[1]), float(ends[2]))} if ends else {}
             return terms.noise.noised(
-                flat, step=int(step), group=group, clip=clip, noise_multiplier=multiplier, rows=int(rows)
+                flat, step=int(step), group=group, clip=clip, noise_multiplier=multiplier, rows=int(rows), **more
             )
 
         flat = tf.concat([tf.reshape(values[p], [-1]) for p in positions], 0)
-        out = tf.numpy_function(noised, [flat, terms.step, gradients.groups.walk.size], dtype, name="efl_noise")
+        inputs = [flat, terms.step, gradients.groups.walk.size]
+        if scale is not None and dtype == tf.float32:
+            inputs += [tf.size(flat) - tf.add_n([tf.size(value) for value in values[-tables:]]), *scale]
+        out = tf.numpy_function(noised, inputs, dtype, name="efl_noise")
         sizes = [values[p].shape.num_elements() for p in positions]
         split = [out] if len(sizes) == 1 else tf.split(out, sizes if None not in sizes else _sizes(values, positions))
         for position, part in zip(positions, split):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy.accounting import AdversaryTable, Mechanism, Party, Releases, adversary_table, unknown_party
-from efl.privacy.noise import Phase
+from efl.privacy.noise import LABEL, Phase, label_epsilon
 
 if TYPE_CHECKING:
     from efl.model import Model
@@ -24,15 +24,19 @@ def _multiplier(optimizer: Any) -> float:
 
 def privacy_spent(model: Model, delta: float, accountant: str, further_steps: int = 0) -> AdversaryTable:
     """See ``efl.Model.privacy_spent``."""
-    phases = model._noise_holder.phases() if model._noise_holder is not None else []
+    entered = model._noise_holder.phases() if model._noise_holder is not None else []
+    labels = label_epsilon(entered)
+    phases = [phase for phase in entered if phase.terms.get("kind") != LABEL]
     if further_steps:
         newest = {phase.terms["group"]: number for number, phase in enumerate(phases)}
         for number in newest.values():
-            phases[number] = replace(phases[number], releases=phases[number].releases + further_steps)
-    if not phases:
+            phase = phases[number]
+            rows = further_steps * (phase.terms.get("batch_size") or phase.rows)
+            phases[number] = replace(phase, releases=phase.releases + further_steps, all_rows=phase.all_rows + rows)
+    if not phases and labels is None:
         raise ModelError(
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "
-            "(efl.DPAdamGaussianOptimizer …) first"
+            "(efl.DPAdamGaussianOptimizer …) or on randomised labels (efl.privacy.LabelDP) first"
         )
     role = model.settings.federal_role or "model"
     own = Party(
@@ -41,6 +45,7 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
         unprotected=tuple(_unprotected(model)),
         sent=_streams(phases, RETURNED) + _streams(phases, SENT),
         sent_raw=tuple(model._sent_raw()),
+        label_epsilon=labels,
     )
     if not model.settings.federal_role:
         return adversary_table([own], delta, accountant=accountant)
@@ -70,15 +75,19 @@ def _mechanism(phase: Phase, multiplier: float, is_one_of_several: bool) -> Mech
             f"privacy_spent: how often a row takes part is not known: compile(opt_config={{...}}) without {missing}, "
             "and the data's reader does not say. What was released is in the ledger, but cannot be accounted for"
         )
+    share = min(1.0, batch / examples)
+    if terms.get("poisson"):
+        # An empty sample is drawn again: what is released differs by that from what a Poisson sample releases.
+        empty = (1 - share) ** (examples - 1)
+        drawn = share / (1 - empty) if empty < 1 else 1.0
+        return Mechanism(multiplier, phase.releases, None, min(1.0, drawn), poisson=True, overflow=empty)
     batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
+    # Data that are cut into batches epoch by epoch, or as one stream of all epochs: whatever lets a row in more often.
+    epochs = max(math.ceil(phase.releases / batches), math.ceil(phase.all_rows / examples))
     # A stretch that begins inside an epoch may touch one epoch more.
-    epochs = math.ceil(phase.releases / batches) + is_one_of_several
+    epochs += is_one_of_several
     return Mechanism(
-        multiplier,
-        phase.releases,
-        min(phase.releases, epochs),
-        min(1.0, batch / examples),
-        microbatched=bool(terms.get("microbatched")),
+        multiplier, phase.releases, min(phase.releases, epochs), share, microbatched=bool(terms.get("microbatched"))
     )
 
 
@@ -98,6 +107,11 @@ def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:
     """The peer as it described itself in the handshake, over the same steps."""
     steps = [phase for phase in phases if phase.terms.get("kind") == UPDATE] or list(phases)
     told = [phase.terms.get("peer") or {} for phase in steps]
+    if not steps:  # labels were randomised and nothing was noised: what the handshake of this process said
+        assert model._noise_holder is not None
+        told = [held.get("peer") or {} for held in model._noise_holder.conditions.values()]
+        if any(each.get("noise_multiplier") for each in told):
+            return unknown_party(name)  # it adds noise, but how often, only a ledger of updates would say
     if not all(told):
         return unknown_party(name)
     released = {key: noise for each in told for key, noise in each["released"].items()}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow.compat.v1 as tf
 
 from efl import _gradients, _readers
 from efl._gradients import Derivatives, Sent
-from efl._program import Program
+from efl._program import Program, ancestors
+from efl._task_scope import MODE
 from efl.errors import ConfigError, ModelError
 from efl.privacy import _private_step
 from efl.privacy._private_step import Terms
@@ -19,6 +20,7 @@ from efl.privacy.per_example import Objective, PerExample
 
 if TYPE_CHECKING:
     from efl.model import Model
+    from efl.privacy._deferred import Deferred
 
 
 def differentiate(
@@ -51,16 +53,21 @@ def differentiate(
     config, where = model._opt_config, f"loss_fn of {name}"
     loss = program.loss_given if program.loss is not None else None
     objective = Objective(loss, [(item.name, item.tensor, item.gradient) for item in sent], list(received), where)
-    sizes = sizes_of(program, config)
-    size = sizes["batch_size"]
+    size = config.batch_size or _batch_size(program)
     found: dict[Any, tf.Tensor] = {}
     first: PerExample | None = None
     checked: list[tf.Operation] = []
     for number, optimizer in enumerate(private):
         group = program.scope.wire if len(private) == 1 else f"{program.scope.wire}/{number}"
-        terms = Terms(model._noise, _step(model), group, config.reduce, size, where)
+        defer = _deferring(model, program, optimizer, size) if len(private) == 1 else None
+        terms = Terms(model._noise, _step(model), group, config.reduce, size, where, defer)
         microbatched = optimizer.num_microbatches is not None and optimizer.num_microbatches != size
-        model._noise.conditions[group] = {"kind": UPDATE, "microbatched": microbatched, **sizes}
+        if microbatched and _are_samples(program):
+            raise ConfigError(
+                f"{type(optimizer).__name__} of {name}: num_microbatches={optimizer.num_microbatches} with Poisson "
+                "samples, whose size differs: leave num_microbatches out, so that each row is clipped by itself"
+            )
+        note_conditions(model, program, group, UPDATE, microbatched=microbatched)
         made = _private_step.private_gradients(optimizer, objective, assignments[optimizer][0], terms)
         found.update({v.ref(): g for g, v in made.pairs})
         first = first or made.gradients
@@ -77,13 +84,55 @@ def differentiate(
         clip, multiplier = _one_mechanism(private, name)
         for position, (tensor_name, _) in enumerate(received):
             terms = Terms(model._noise, _step(model), f"{program.scope.wire}/{tensor_name}/grad", where=where)
-            model._noise.conditions[terms.group] = {"kind": RETURNED, **sizes}
+            note_conditions(model, program, terms.group, RETURNED)
             back[position] = _private_step.released_rows(back[position], clip, multiplier, first, terms)
     variables = list(dict.fromkeys(v for held, _ in assignments.values() for v in held))
     ordinary = [v for o, (held, _) in assignments.items() if o not in private for v in held]
     if ordinary:
         found.update(_ordinary(program, config, sent, ordinary))
     return Derivatives([found.get(v.ref()) for v in variables], back)
+
+
+def _deferring(
+    model: Model, program: Program, optimizer: PrivateOptimizer, size: int | None
+) -> Callable[[PerExample], Deferred | None] | None:
+    """Decides of which tables the noise of rows that a step does not read may wait."""
+    if not model._opt_config.defer_noise or size is None or optimizer.num_microbatches not in (None, size):
+        return None
+    rate = getattr(optimizer, "_learning_rate", None)
+    rate = rate() if callable(rate) else rate
+    if rate is None or any(op.type.startswith("Placeholder") for op in _behind(rate)):
+        return None
+
+    def defer(gradients: PerExample) -> Deferred | None:
+        from efl.privacy import _deferred  # only models with large tables need it
+
+        others = [t for p in model._programs.values() if p is not program and p.scope.mode is MODE.TRAIN
+                  for t in _targets(model, p)]  # fmt: skip
+        tables = _deferred.candidates(optimizer, gradients, _targets(model, program), others)
+        if not tables:
+            return None
+        assert optimizer.l2_norm_clip is not None and optimizer.noise_multiplier is not None
+        with tf.name_scope(None), tf.control_dependencies(None):
+            factor = tf.cast(tf.convert_to_tensor(rate), tf.float64) / size
+            deviation = optimizer.l2_norm_clip * optimizer.noise_multiplier
+            made = _deferred.Deferred(tables, deviation, factor, model._noise.overdue)
+            made.catch_up()
+        model._noise.deferred.append(made)
+        return made
+
+    return defer
+
+
+def _behind(value: Any) -> list[tf.Operation]:
+    return ancestors(value.op) if isinstance(value, tf.Tensor) else []
+
+
+def _targets(model: Model, program: Program) -> list[Any]:
+    """What a training step computes, as far as it is known before its updates are made."""
+    sent = [item.tensor for item in model._sent(program.scope)]
+    loss = [] if program.loss_given is None else [program.loss_given]
+    return [*sent, *loss, *program.step_ops(), *model._shown(program.scope)]
 
 
 def _ordinary(
@@ -104,15 +153,33 @@ def _ordinary(
     return {v.ref(): g for v, g in zip(variables, derived.variables)}
 
 
-def sizes_of(program: Program, config: _gradients.OptConfig) -> dict[str, Any]:
-    """What the ledger keeps beside a release: how often a row takes part follows from it."""
-    size = config.batch_size or _batch_size(program)
-    return {"batch_size": size, "num_examples": config.num_examples, "drop_remainder": _drops(program)}
+def note_conditions(model: Model, program: Program, group: str, kind: str, **more: Any) -> None:
+    """Notes what the ledger keeps beside the releases of a group: how often a row takes part follows from it."""
+    config, readers = model._opt_config, _readers.own(program)
+    model._noise.conditions[group] = {
+        "kind": kind,
+        "batch_size": config.batch_size or _batch_size(program),
+        "num_examples": config.num_examples,
+        "drop_remainder": _drops(program),
+        "poisson": _are_samples(program) and all(reader.hides_batches for reader in readers),
+        **more,
+    }
+    if config.num_examples is None and len(readers) == 1:
+        model._noise.counts[group] = readers[0].num_examples
+
+
+def _are_samples(program: Program) -> bool:
+    readers = _readers.own(program)
+    return bool(readers) and all(reader.samples for reader in readers)
 
 
 def _drops(program: Program) -> bool:
+    """Whether an epoch may end without its last rows."""
     readers = _readers.own(program)
-    return bool(readers) and all(reader.drop_remainder for reader in readers)
+    if readers:
+        return all(reader.drop_remainder for reader in readers)
+    given = program.loss_given  # a batch whose size is known while the graph is built is always full
+    return given is not None and bool(given.shape.rank) and given.shape[0] is not None
 
 
 def _batch_size(program: Program) -> int | None:

@@ -11,7 +11,7 @@ Names and arguments are those of tensorflow-privacy; how the gradients are compu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tensorflow.compat.v1 as tf
@@ -86,6 +86,23 @@ class PrivateOptimizer:
             raise ModelError("grad_loss of a private optimizer: expected None; weigh the loss vector itself instead")
         variables = list(var_list) if var_list is not None else tf.trainable_variables()
         return _private_step.gradients_alone(self, loss, variables)
+
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Any, tf.Variable]], global_step: Any = None, name: str | None = None
+    ) -> tf.Operation:
+        """Applies gradients as the base class does, and updates of rows as they are; see ``efl.privacy._deferred``."""
+        pairs = list(grads_and_vars)
+        rows = [gradient for gradient, _ in pairs if hasattr(gradient, "add_to_table")]
+        if not rows:
+            return super().apply_gradients(pairs, global_step, name)  # type: ignore[misc]
+        rest = [pair for pair in pairs if not hasattr(pair[0], "add_to_table")]
+        done = [gradient.add_to_table() for gradient in rows]
+        if rest:
+            done.append(super().apply_gradients(rest))  # type: ignore[misc]
+        if global_step is None:
+            return tf.group(*done, name=name)
+        with tf.control_dependencies(done):
+            return tf.assign_add(global_step, 1, name=name)
 
     def noise_source(self) -> NoiseSource:
         """Where noise comes from when the optimizer is used without a model: a seed of this process's own."""

@@ -78,6 +78,7 @@ class LoopStage(Stage):
         fetches = (program.op, *program.fetched, *self._extra(program.op))
         feeds, values = model._feeds(program, feed_dict or {})
         session = model.session
+        model._settle_noise(training=program.scope.mode is MODE.TRAIN and model._has(program))
         session.activate(program.hooks)
         report = model._reporter.stage(program, self._step, manager.steps)
         pace.enter_stage(f"{program.scope}, step={self._step}, time={self._time}")

@@ -31,6 +31,7 @@ def flags(doc: str | None) -> argparse.Namespace:
     parser.add_argument("--l2_norm_clip", type=float, default=1.0)
     parser.add_argument("--learning_rate", type=float, default=0.25)
     parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--label_epsilon", type=float, help="randomise training labels, in place of noise on updates")
     parser.add_argument("--backend_mode", choices=["noise", "unnoise"], default="unnoise", help="of two parties")
     parser.add_argument("--checkpoint_dir")
     return parser.parse_known_args()[0]
@@ -50,7 +51,7 @@ class Input:
         self.rows, self.batches, self._next = {}, {}, {}
         for part, mode in (("train", efl.MODE.TRAIN), ("test", efl.MODE.EVAL)):
             images, labels = load(options, part)
-            data = tf.data.Dataset.from_tensor_slices((images, labels))
+            data = tf.data.Dataset.from_tensor_slices((images, labels, np.arange(len(labels))))
             if mode is efl.MODE.TRAIN:
                 data = data.shuffle(len(images), seed=1)
             data = data.batch(options.batch_size).repeat()
@@ -60,12 +61,20 @@ class Input:
 
     def __call__(self, model: Any, mode: Any) -> efl.Sample:
         """An ``input_fn``."""
-        images, labels = self._next[mode].get_next()
+        images, labels, ids = self._next[mode].get_next()
         columns = {
             "img": [tf.feature_column.numeric_column("img", 28 * 28)],
             "label": [tf.feature_column.numeric_column("label", 1, dtype=tf.int32)],
         }
-        return efl.Sample({"img": images, "label": labels}, columns)
+        return efl.Sample({"img": images, "label": labels, "id": ids}, columns)
+
+
+def labels_of(sample: efl.Sample, options: argparse.Namespace, is_training: bool) -> tf.Tensor:
+    """The labels; for training, and where the flags say so, randomised once each."""
+    if is_training and options.label_epsilon is not None:
+        label_dp = efl.privacy.LabelDP(options.label_epsilon, num_classes=10)
+        return tf.cast(label_dp(sample.features["id"], sample["label"]), tf.int32)
+    return tf.reshape(tf.cast(sample["label"], tf.int32), [-1])
 
 
 def convolutions(images: tf.Tensor) -> tf.Tensor:
@@ -77,9 +86,11 @@ def convolutions(images: tf.Tensor) -> tf.Tensor:
     return tf.layers.flatten(tf.layers.max_pooling2d(y, 2, 1))
 
 
-def head(model: Any, y: tf.Tensor, labels: tf.Tensor, is_training: bool) -> Any:
+def head(model: Any, y: tf.Tensor, labels: tf.Tensor, options: argparse.Namespace, is_training: bool) -> Any:
     """The upper half: the loss of each row when training, else the accuracy."""
     logits = tf.layers.dense(tf.layers.dense(y, 32, activation="relu"), 10)
+    if is_training and options.label_epsilon is not None:
+        return efl.privacy.LabelDP(options.label_epsilon, num_classes=10).loss(logits, labels)
     if is_training:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     accuracy = tf.metrics.accuracy(labels, tf.argmax(logits, axis=-1))
@@ -87,21 +98,23 @@ def head(model: Any, y: tf.Tensor, labels: tf.Tensor, is_training: bool) -> Any:
     return accuracy[1]
 
 
-def train(model: Any, options: argparse.Namespace, data: Input) -> None:
+def train(model: Any, options: argparse.Namespace, data: Input, has_labels: bool = True) -> None:
     """Compiles, trains as the flags say with ε in the log, and prints the table of adversaries."""
-    model.optimizer_fn(
-        efl.optimizer_fn.optimizer_setter(
-            efl.DPGradientDescentGaussianOptimizer(
-                l2_norm_clip=options.l2_norm_clip,
-                noise_multiplier=options.noise_multiplier,
-                learning_rate=options.learning_rate,
-            )
+    if options.label_epsilon is None:
+        optimizer = efl.DPGradientDescentGaussianOptimizer(
+            l2_norm_clip=options.l2_norm_clip,
+            noise_multiplier=options.noise_multiplier,
+            learning_rate=options.learning_rate,
         )
-    )
+    else:
+        optimizer = tf.train.GradientDescentOptimizer(options.learning_rate)
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(optimizer))
     rows, batches = data.rows[efl.MODE.TRAIN], data.batches[efl.MODE.TRAIN]
     sizes = {"NUM_EXAMPLES": rows, "BATCH_SIZE": min(options.batch_size, rows)}
-    model.add_hooks([efl.privacy.PrivacyHook(model, options.delta, every=batches)], mode=efl.MODE.TRAIN)
-    mode = {"BACKEND_MODE": options.backend_mode} if model.settings.federal_role else {}
+    mode = {}
+    if options.label_epsilon is None:
+        model.add_hooks([efl.privacy.PrivacyHook(model, options.delta, every=batches)], mode=efl.MODE.TRAIN)
+        mode = {"BACKEND_MODE": options.backend_mode} if model.settings.federal_role else {}
     model.compile(opt_config={**sizes, **mode})
     model.fit(
         efl.procedure_fn.train_and_evaluate(
@@ -111,4 +124,5 @@ def train(model: Any, options: argparse.Namespace, data: Input) -> None:
         project_name="dp_mnist",
         checkpoint_dir=options.checkpoint_dir,
     )
-    print(model.privacy_spent(options.delta))
+    if has_labels or options.label_epsilon is None:  # else the other party has the ledger
+        print(model.privacy_spent(options.delta))

@@ -16,7 +16,7 @@ DATA = common.Input(FLAGS)
 
 
 def model_fn(model, sample, is_training):
-    labels = tf.reshape(tf.cast(sample["label"], tf.int32), [-1])
+    labels = common.labels_of(sample, FLAGS, is_training)
     y = common.convolutions(sample["img"])
     if is_training:  # the leader's loss trains the convolutions, through the gradient that comes back
         model.send("y_train", y, require_grad=True)

@@ -390,7 +390,7 @@ def test_a_model_without_a_peer_says_nothing_of_waiting(toy, tmp_path, caplog, m
     [
         (
             {"opt_config": {"REDUSE": "mean"}},
-            "unknown keys REDUSE; known are REDUCE, BACKEND_MODE, BATCH_SIZE, NUM_EXAMPLES",
+            "unknown keys REDUSE; known are REDUCE, BACKEND_MODE, BATCH_SIZE, NUM_EXAMPLES, DEFER_NOISE",
         ),
         ({"opt_config": {"REDUCE": "max"}}, "REDUCE='max': expected 'mean', 'sum' or a callable"),
         ({"opt_config": {"BACKEND_MODE": "x"}}, "BACKEND_MODE='x': expected 'noise' or 'unnoise'"),

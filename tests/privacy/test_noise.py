@@ -62,7 +62,8 @@ def test_the_same_release_has_the_same_noise_and_is_counted_once() -> None:
     made, values = releases(), np.arange(1000, dtype=np.float32)
     first = made.noised(values, **RELEASE)
     np.testing.assert_array_equal(made.noised(values.copy(), **RELEASE), first)
-    assert made.ledger.phases() == [Phase({"group": "train", "clip": 2.0, "noise_multiplier": 1.5}, releases=1, rows=8)]
+    terms = {"group": "train", "clip": 2.0, "noise_multiplier": 1.5}
+    assert made.ledger.phases() == [Phase(terms, releases=1, rows=8, all_rows=8)]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +197,8 @@ def test_phases_are_counted_across_openings_and_no_rollback_rewinds_them(tmp_pat
             assert given == (drawn if step >= 3 else (bytes(16), step))
         held.enter({"group": "b", "sigma": float(opening)}, 5, 1, bytes([99, opening]) + bytes(14), drawn)
         held.close()
-    counted = [(p.terms["group"], p.releases, p.rows) for p in Ledger(tmp_path / "ledger").phases()]
-    assert counted == [("a", 7, 12), ("b", 1, 1), ("b", 1, 1)]
+    counted = [(p.terms["group"], p.releases, p.rows, p.all_rows) for p in Ledger(tmp_path / "ledger").phases()]
+    assert counted == [("a", 7, 12, 8 + 9 + 10 + 11 + 12 + 11 + 12), ("b", 1, 1, 1), ("b", 1, 1, 1)]
 
 
 def test_nothing_released_is_missing_after_kill_9(tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_after_a_crash_of_the_machine_what_was_reserved_counts(
     monkeypatch.setattr(ledger, "_BOOT_ID", tmp_path / "another")
     (tmp_path / "another").write_text("11111111-2222-3333-4444-555555555555\n")
     for _ in range(2):  # that is settled once
-        assert [p.releases for p in Ledger(tmp_path / "ledger").phases()] == [1000]
+        assert [(p.releases, p.all_rows) for p in Ledger(tmp_path / "ledger").phases()] == [(1000, 8000)]
     assert caplog.text.count("the machine went down with up to 997 releases not yet on disk") == 1
 
 

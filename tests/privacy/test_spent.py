@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 import efl
 from efl.errors import ModelError
 from efl.privacy.accounting import Mechanism, compute_epsilon
+from tests.data.records import example, write
 from tests.federation.harness import run_both
 from tests.privacy import test_federation as federation
 
@@ -71,6 +72,77 @@ def test_clipping_alone_is_no_guarantee():
     trained.fit(efl.procedure_fn.train(max_step=2))
     (row,) = trained.privacy_spent(1e-3).rows
     assert row.epsilon is None and row.reason.startswith("none (weights updated without noise)")
+
+
+def over(batch):
+    """A model that is trained on batches of ``X``."""
+    made = efl.Model().input_fn(batch)
+    made.loss_fn(lambda m, sample: tf.reduce_sum(tf.square(tf.layers.dense(sample["x"], 2, name="d")), 1))
+    return made
+
+
+def read_by_dataio(folder, optimizer=None, batch=BATCH, rows=ROWS, **kwargs):
+    """The model over records, with a reader that knows how many there are."""
+    if not folder.exists():
+        write(folder / "part", (example({"x": X[i % ROWS]}) for i in range(rows)))
+    tf.reset_default_graph()
+
+    def input_fn(m, mode):
+        reader = efl.data.DataIO(str(folder), batch, 0, 1, **kwargs)
+        reader.fixedlen_feature("x", 3)
+        return efl.Sample(reader.read(), {"x": [tf.feature_column.numeric_column("x", 3)]})
+
+    noisy = optimizer or efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, learning_rate=0.1)
+    return over(input_fn).optimizer_fn(efl.optimizer_fn.optimizer_setter(noisy)).compile()
+
+
+def test_a_reader_says_how_often_a_row_takes_part(tmp_path):
+    trained = read_by_dataio(tmp_path / "data", num_epochs=3)
+    trained.fit(efl.procedure_fn.train())
+    assert trained.steps_trained == 15
+    (row,) = trained.privacy_spent(1e-3).rows
+    assert row.epsilon == pytest.approx(compute_epsilon([Mechanism(2.0, 15, 3)], 1e-3, sampling="none").epsilon)
+
+
+def test_batches_that_run_across_epochs_count_by_rows():
+    # 36 rows: 5 batches of 8 in an epoch. Ten such are 80 rows, in which a row can take part three times.
+    tf.reset_default_graph()
+    data = tf.data.Dataset.from_tensor_slices(X[:36]).repeat().batch(BATCH)
+    batch = tf.data.make_initializable_iterator(data).get_next()
+    noisy = efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, learning_rate=0.1)
+    made = over(lambda m, mode: efl.Sample({"x": batch}, {"x": [tf.feature_column.numeric_column("x", 3)]}))
+    made.optimizer_fn(efl.optimizer_fn.optimizer_setter(noisy))
+    made.compile(opt_config={"NUM_EXAMPLES": 36, "BATCH_SIZE": BATCH}).fit(efl.procedure_fn.train(max_step=10))
+    (row,) = made.privacy_spent(1e-3).rows
+    assert row.epsilon == pytest.approx(compute_epsilon([Mechanism(2.0, 10, 3)], 1e-3, sampling="none").epsilon)
+
+
+def test_poisson_samples_are_amplified_if_they_are_hidden(tmp_path):
+    sizes = {"batch": 20, "rows": 200, "num_epochs": 3, "sampling": "poisson"}
+    trained = read_by_dataio(tmp_path / "data", **sizes)
+    trained.fit(efl.procedure_fn.train(), checkpoint_dir=str(tmp_path / "saved"))
+    assert trained.steps_trained == 30
+    (row,) = trained.privacy_spent(1e-3).rows
+    # What is added to δ because no sample is empty is nothing beside it.
+    expected = compute_epsilon([Mechanism(2.0, 30, None, 0.1, poisson=True)], 1e-3).epsilon
+    assert row.amplified and expected < row.epsilon == pytest.approx(expected, rel=1e-3)
+    assert row.epsilon < 0.8 * compute_epsilon([Mechanism(2.0, 30, 3)], 1e-3, sampling="none").epsilon
+    known = read_by_dataio(tmp_path / "data", seed=4, **sizes)
+    known.fit(efl.procedure_fn.train())
+    assert not known.privacy_spent(1e-3).rows[0].amplified
+
+
+def test_samples_so_small_that_they_are_often_empty_are_not_amplified(tmp_path):
+    trained = read_by_dataio(tmp_path / "data", batch=2, num_epochs=2, sampling="poisson")
+    trained.fit(efl.procedure_fn.train())
+    (row,) = trained.privacy_spent(1e-3).rows
+    assert not row.amplified and row.epsilon > 0
+
+
+def test_micro_batches_of_samples_are_refused(tmp_path):
+    optimizer = efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, num_microbatches=4, learning_rate=0.1)
+    with pytest.raises(efl.errors.ConfigError, match="num_microbatches=4 with Poisson samples, whose size differs"):
+        read_by_dataio(tmp_path / "data", optimizer, sampling="poisson")
 
 
 def party(text, private, **config):

@@ -24,8 +24,9 @@ What is assumed, and why a figure is what it is:
 * **The Poisson figure** is a guarantee for an outsider if every batch of every update was a Poisson sample that it does
   not see. Else it is given beside the guarantee "as commonly reported, not a guarantee here"; of one party's
   model, that is the figure of its own noise alone.
-* **Labels alone.** If labels were randomised once, and everything was computed from the randomised ones, whoever sees
-  anything learns at most ε about a row's label, at δ = 0. Columns are then no secret of that promise.
+* **Labels alone.** If labels were randomised (``LabelDP``), and everything was computed from the randomised ones,
+  whoever sees anything learns at most ε about a row's label, at δ = 0; of labels that were randomised several times,
+  the sum of the ε. Columns are no secret of that promise.
 
 Weights that are never updated are taken to be independent of the data. Metrics that are published, and the number of
 rows, are
@@ -84,7 +85,8 @@ class Party:
         rows (moving averages of batch normalisation).
       sent: What it sent to the peer clipped row by row and noised: activations, returned gradients.
       sent_raw: Names of what it sent to the peer as it was, of everything that is computed from its rows.
-      label_epsilon: ε of its labels if they were randomised once and nothing was computed from others; else None.
+      label_epsilon: ε of its labels if they were randomised and nothing was computed from others (the sum, if they were
+        randomised several times); else None.
       known: False where it is not known what this party did.
 
     Raises:
@@ -217,7 +219,7 @@ def adversary_table(
     for party in parties:
         if party.label_epsilon is not None:
             about = f"anyone, about the {party.name}'s labels alone"
-            note = "at delta = 0; the columns are no secret of this promise"
+            note = "at delta = 0, if the labels were used for nothing else; the columns are no secret of this promise"
             rows.append(AdversaryRow(about, "replace_label", False, party.label_epsilon, note=note))
     return AdversaryTable(tuple(rows), delta)
 

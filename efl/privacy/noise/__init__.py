@@ -5,9 +5,23 @@
 
 from __future__ import annotations
 
+from efl.privacy.noise.labels import LABEL, Labels, Question, carry, label_epsilon
 from efl.privacy.noise.ledger import Ledger, Phase
 from efl.privacy.noise.releases import Releases
 from efl.privacy.noise.seed import Seed
-from efl.privacy.noise.stream import gaussian
+from efl.privacy.noise.stream import ROOM, gaussian, grid_of_rows
 
-__all__ = ["Ledger", "Phase", "Releases", "Seed", "gaussian"]
+__all__ = [
+    "LABEL",
+    "ROOM",
+    "Labels",
+    "Ledger",
+    "Phase",
+    "Question",
+    "Releases",
+    "Seed",
+    "carry",
+    "gaussian",
+    "grid_of_rows",
+    "label_epsilon",
+]

@@ -43,11 +43,13 @@ class Phase:
       terms: As ``Ledger.enter`` was given them.
       releases: How many.
       rows: Rows of the largest batch among them.
+      all_rows: Rows of all batches together; where releases are counted that nobody saw, as many as the largest had.
     """
 
     terms: Terms
     releases: int
     rows: int
+    all_rows: int = 0
 
 
 class Ledger:
@@ -66,7 +68,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._terms: list[Terms] = []
         self._number_of: dict[str, int] = {}
-        self._phases: dict[int, list[int]] = {}  # number of the terms -> releases, rows
+        self._phases: dict[int, list[int]] = {}  # number of the terms -> releases, rows, all rows, releases not seen
         self._seen: dict[bytes, Drawn] = {}
         self._last = 0  # number of the last release's terms
         self._left = 0  # of the reservation
@@ -121,7 +123,10 @@ class Ledger:
     def phases(self) -> list[Phase]:
         """What was released, in the order in which terms came up first."""
         with self._lock:
-            return [Phase(self._terms[number], releases, rows) for number, (releases, rows) in self._phases.items()]
+            return [
+                Phase(self._terms[number], releases, rows, all_rows + lost * rows)
+                for number, (releases, rows, all_rows, lost) in self._phases.items()
+            ]
 
     def close(self) -> None:
         """Gives back what is left of the reservation. Call it when nothing more will be released."""
@@ -158,10 +163,14 @@ class Ledger:
         record = _RECORD.pack(0, kind, number, rows, step, digest, *drawn)
         os.write(self._file, struct.pack("<I", zlib.crc32(record[4:])) + record[4:])
 
-    def _count(self, number: int, rows: int, releases: int = 1) -> None:
-        held = self._phases.setdefault(number, [0, 0])
+    def _count(self, number: int, rows: int, unseen: int = 0) -> None:
+        """Counts a release of so many rows, or releases that may have been."""
+        releases = unseen or 1
+        held = self._phases.setdefault(number, [0, 0, 0, 0])
         held[0] += releases
         held[1] = max(held[1], rows)
+        held[2] += rows
+        held[3] += unseen
         self._last = number
 
     def _remember(self, digest: bytes, drawn: Drawn) -> None:

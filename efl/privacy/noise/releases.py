@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,24 @@ from efl.errors import ConfigError
 from efl.privacy.noise.ahead import Ahead
 from efl.privacy.noise.ledger import Ledger
 from efl.privacy.noise.seed import Seed
-from efl.privacy.noise.stream import on_grid
+from efl.privacy.noise.stream import gaussian, on_grid, on_steps
+
+_AT_ONCE = 1 << 20  # numbers, so that noise for a large table needs little room
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The end of what is released: sums of single rows of tables, which are to become updates on a grid.
+
+    Attributes:
+      start: Where they begin.
+      scale: By what sum and noise are multiplied.
+      step: Of the grid.
+    """
+
+    start: int
+    scale: float
+    step: float
 
 
 class Releases:
@@ -49,6 +68,7 @@ class Releases:
         noise_multiplier: float,
         rows: int,
         conditions: Mapping[str, Any] | None = None,
+        tables: Rows | None = None,
     ) -> np.ndarray:
         """Adds Gaussian noise of standard deviation ``clip * noise_multiplier``.
 
@@ -60,6 +80,8 @@ class Releases:
           noise_multiplier: 0 adds nothing, which the ledger shows.
           rows: Rows of the batch.
           conditions: JSON values that the ledger keeps beside the release (batch size, number of examples, …).
+          tables: What of the values are rows of tables whose other rows are noised later. Such a release is never
+            taken for a replay: the noise of the rows that it does not hold would not be the same.
 
         Returns:
           An array of the same dtype and shape, on a grid of steps of 2**-10 to 2**-9 of that deviation.
@@ -73,17 +95,61 @@ class Releases:
         held = np.ascontiguousarray(values)
         what = json.dumps([group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape]).encode()
         terms = {**(conditions or {}), "group": group, "clip": clip, "noise_multiplier": noise_multiplier}
-        drawn = self.ledger.enter(terms, step, rows, self._digest(what, held), self._ahead.next())
+        digest = self._digest(what, held) if tables is None else os.urandom(16)
+        drawn = self.ledger.enter(terms, step, rows, digest, self._ahead.next())
         deviation = clip * noise_multiplier
         if deviation == 0.0:
             return held
-        noise = self._ahead.take(drawn, held.size, group)
+        whole = held.size if tables is None else tables.start
+        noise = self._ahead.take(drawn, whole, group)
         noise *= deviation
-        noise += held.reshape(-1)
+        noise += held.reshape(-1)[:whole]
         # Rounded in double precision, to what no input of the same deviation could not give; see stream.
-        out = on_grid(noise, deviation).astype(held.dtype).reshape(held.shape)
+        out = on_grid(noise, deviation).astype(held.dtype)
+        if tables is not None:
+            out = np.concatenate([out, self._rows(held[whole:], drawn, deviation, tables)])
         self._ahead.begin(group)  # not before: both would wait for each other's interpreter
+        return out.reshape(held.shape)
+
+    def _rows(self, sums: np.ndarray, drawn: tuple[bytes, int], deviation: float, tables: Rows) -> np.ndarray:
+        stream, number = drawn
+        noise = gaussian(self._seed.key(b"efl noise rows", stream, number.to_bytes(8, "little")), sums.size)
+        noise *= deviation
+        noise += sums
+        noise *= tables.scale
+        return on_steps(noise, tables.step).astype(sums.dtype)
+
+    def overdue(self, deviations: np.ndarray, widths: np.ndarray, step: float) -> np.ndarray:
+        """Noise that rows of tables are owed for steps in which they took no part.
+
+        Those steps are in the ledger, for what they released was noise added to the whole table.
+
+        Args:
+          deviations: float64 ``[R]``, of each row's numbers: the root of the sum over steps of the variance of noise
+            and of rounding to the grid.
+          widths: ``[R]``, how many numbers a row has.
+          step: Of the grid.
+
+        Returns:
+          float32 ``[sum of widths]``, on the grid, of fresh noise.
+        """
+        # It is rounded once, which adds its own variance.
+        each = np.sqrt(np.maximum(np.square(deviations) - (deviations > 0) * step**2 / 12, 0.0))
+        out = np.empty(int(widths.sum()), np.float32)
+        ends = np.cumsum(widths)
+        nonce, first, number = os.urandom(16), 0, 0
+        while first < len(each):
+            begin = int(ends[first] - widths[first])
+            last = max(first + 1, int(np.searchsorted(ends, begin + _AT_ONCE, side="right")))
+            repeated = np.repeat(each[first:last], widths[first:last])
+            key = self._seed.key(b"efl noise due", nonce, number.to_bytes(8, "little"))
+            out[begin : begin + repeated.size] = on_steps(gaussian(key, repeated.size) * repeated, step)
+            first, number = last, number + 1
         return out
+
+    def secret(self, *purpose: bytes) -> bytes:
+        """32 bytes that follow from the seed, for a purpose other than noise."""
+        return self._seed.key(b"efl secret", *purpose)
 
     def _digest(self, what: bytes, values: np.ndarray) -> bytes:
         """16 bytes that are equal for equal releases only, and tell nothing to whoever does not know the seed."""

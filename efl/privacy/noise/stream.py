@@ -82,8 +82,29 @@ def on_grid(values: np.ndarray, deviation: float) -> np.ndarray:
     Returns:
       ``values``.
     """
-    step = 2.0 ** (math.frexp(deviation)[1] - 1 - _STEPS)
+    return on_steps(values, 2.0 ** (math.frexp(deviation)[1] - 1 - _STEPS))
+
+
+def on_steps(values: np.ndarray, step: float) -> np.ndarray:
+    """Rounds values, in place, to multiples of a power of two; the nearest, ties to even. Returns them."""
     values *= 1 / step  # exact, as the power of two that it is
     np.rint(values, out=values)
     values *= step
     return values
+
+
+#: Rows of tables whose noise waits lie on a grid; it holds weights of so many steps exactly in single precision.
+ROOM = 2.0**23
+_STEPS_OF_ROWS = 10
+
+
+def grid_of_rows(deviation: float) -> np.float64:
+    """The step of the grid on which rows lie whose updates have noise of a standard deviation.
+
+    Args:
+      deviation: Of the first step's noise, in units of the weights; positive.
+
+    Returns:
+      A power of two, 2**-11 to 2**-10 of it. (Later noise may be 64 times smaller, if the learning rate falls.)
+    """
+    return np.float64(2.0 ** (math.frexp(deviation)[1] - 1 - _STEPS_OF_ROWS))
