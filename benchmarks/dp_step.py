@@ -17,17 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _report import Goal, goals_table, record, table
+from _steps_served import by_turns, serve
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +32,6 @@ NETWORKS = ("cnn", "dense")
 PROGRAMS = ("none", "efl", "tfp", "tfp vectorised")
 SLOW = ("tfp", "tfp vectorised")  # some steps of these are enough
 MOST, MOST_DENSE, LEAST_TFP, MOST_MEMORY = 1.6, 1.5, 150.0, 2.0
-MIB = 1 << 20
 
 
 def build(network: str, batch: int) -> tuple[Any, Any]:
@@ -86,74 +82,12 @@ def step_of(program: str, network: str, batch: int) -> Callable[[], Any]:
     return session.make_callable(op)
 
 
-def serve(program: str, network: str, batch: int) -> None:
-    """Takes as many steps as each line of the input says, and says how long they took (seconds) and its peak memory."""
-    step = step_of(program, network, batch)
-    idle = _resident()
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        spent = time.perf_counter() - start
-        print(json.dumps([spent, max(0, _peak() - idle)]), flush=True)
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class Program:
-    """One program's process."""
-
-    def __init__(self, program: str, network: str, batch: int) -> None:
-        command = [sys.executable, __file__, "--serve", program, "--network", network, "--batch", str(batch)]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-
-    def steps(self, count: int) -> tuple[float, float]:
-        """(milliseconds a step, peak MiB above idle)."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit("a program ended before it was measured: run it with --serve to see why")
-        spent, peak = json.loads(answer)
-        return 1e3 * spent / count, peak / MIB
-
-    def close(self) -> None:
-        """Ends it."""
-        self._process.kill()
-        self._process.wait()
-
-
 def measure(network: str, batch: int, rounds: int, steps: int, slow: bool) -> dict[str, tuple[float, float, float]]:
     """Program -> (median ms a step, median ratio to none of the same round, peak MiB)."""
+    common = ["--network", network, "--batch", str(batch)]
     programs = [p for p in PROGRAMS if p not in SLOW or slow]
-    running = {name: Program(name, network, batch) for name in programs}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    peaks: dict[str, float] = {}
-    try:
-        for name, program in running.items():
-            program.steps(1 if name in SLOW else 10)
-        for number in range(rounds):
-            for name, program in running.items():
-                if name in SLOW and number >= 2:
-                    continue
-                spent, peaks[name] = program.steps(1 if name in SLOW else steps)
-                times[name].append(spent)
-    finally:
-        for program in running.values():
-            program.close()
-    bare = times["none"]
-    return {
-        name: (statistics.median(held), statistics.median(a / b for a, b in zip(held, bare)), peaks[name])
-        for name, held in times.items()
-    }
+    commands = {name: [sys.executable, __file__, "--serve", name, *common] for name in programs}
+    return by_turns(commands, rounds, steps, {name: 2 for name in programs if name in SLOW})
 
 
 def main() -> None:
@@ -166,7 +100,7 @@ def main() -> None:
     parser.add_argument("--network", default="cnn", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve, arguments.network, arguments.batch)
+        serve(lambda: step_of(arguments.serve, arguments.network, arguments.batch))
         return
     rounds, steps = (3, 10) if arguments.quick else (21, 30)
     rows, goals, results = [], [], {}

@@ -104,11 +104,25 @@ class Program:
     metrics_initializer: tf.Operation | None = None
     known_ops: list[tf.Operation] = field(default_factory=list)
     exhausted: bool = False
+    _lookups: tuple[tf.Operation, list[tf.Operation]] | None = None
 
     def set_op(self, op: tf.Operation) -> None:
         """Makes ``op`` what a step runs; earlier ones are still recognised as this program's."""
         self.op = op
         self.known_ops.append(op)
+
+    def lookups(self) -> list[tf.Operation]:
+        """The ops of a step that look up rows of variables; to be run by name beside ``op``.
+
+        TensorFlow's optimizer makes of a lookup whose rows are added up right away a read of the whole variable, which
+        is a copy of it wherever rows were updated: milliseconds for each large table, and not after what the lookup
+        waits for. Ops that are asked for by name it leaves alone.
+        """
+        assert self.op is not None
+        if self._lookups is None or self._lookups[0] is not self.op:
+            found = [op for op in ancestors(self.op) if op.type == "ResourceGather"]
+            self._lookups = self.op, sorted(found, key=lambda op: op.name)
+        return self._lookups[1]
 
     @property
     def fetched(self) -> tuple[tf.Tensor, ...]:

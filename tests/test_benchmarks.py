@@ -48,6 +48,20 @@ def test_the_split_model_is_measured_over_efls_link_and_over_a_bare_stream(data)
         assert f"| {goal}: " in text
 
 
+def test_private_steps_are_measured(benchmark_modules):
+    import dp_step
+
+    found = dp_step.measure("dense", 16, rounds=2, steps=2, slow=False)
+    assert found["none"][1] == 1.0 and found["efl"][0] > 0
+
+
+def test_private_steps_with_large_tables_are_measured(benchmark_modules):
+    import dp_embedding
+
+    found = dp_embedding.measure(5000, 16, rounds=2, steps=2, whole=True)
+    assert found["none"][1] == 1.0 and found["waiting"][0] > 0 and found["whole"][0] > 0
+
+
 def test_a_line_that_delays_is_measured(data):
     import round_trip
 

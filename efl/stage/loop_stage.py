@@ -75,7 +75,7 @@ class LoopStage(Stage):
         common = model._is_common(program)
         keeps_time = model._is_timekeeper or not common
         scope = pace.scope(program.scope.wire)
-        fetches = (program.op, *program.fetched, *self._extra(program.op))
+        fetches = (program.op, *program.fetched, *self._extra(program.op), *program.lookups())
         feeds, values = model._feeds(program, feed_dict or {})
         session = model.session
         model._settle_noise(training=program.scope.mode is MODE.TRAIN and model._has(program))
