@@ -27,6 +27,7 @@ import tensorflow.compat.v1 as tf
 from efl._program import ancestors
 from efl.errors import ModelError
 from efl.privacy.noise import ROOM, grid_of_rows
+from efl.privacy.noise.releases import Rows
 
 if TYPE_CHECKING:
     from efl.privacy.optimizers import PrivateOptimizer
@@ -44,32 +45,55 @@ class _Table:
     Attributes:
       variable: ``[V, D]`` float32.
       gathers: The ops of the training step that read rows of it.
-      since: float64 ``[V]``: the account's total when the row was last noised.
+      first: Where its rows begin in the account.
     """
 
     variable: tf.Variable
     gathers: list[tf.Operation]
-    since: tf.Variable
+    first: int
 
     @property
     def width(self) -> int:
         return int(self.variable.shape[1])
 
+    @property
+    def distinct(self) -> tf.Tensor | None:
+        """What its only op reads, where these rows are known to be distinct."""
+        return _distinct(self.gathers[0].inputs[1]) if len(self.gathers) == 1 else None
+
+    def rows(self) -> tf.Tensor:
+        """int64: the rows that a step reads, each once."""
+        if self.distinct is not None:
+            return tf.cast(self.distinct, tf.int64)
+        return tf.unique(tf.concat([tf.reshape(tf.cast(g.inputs[1], tf.int64), [-1]) for g in self.gathers], 0)).y
+
+    def sums(self, gradient: tf.Tensor | tf.IndexedSlices, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows, each once, and what was added to each; ``rows`` themselves where these are the gradient's."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            return tf.range(tf.shape(gradient, out_type=tf.int64)[0]), gradient
+        if self.distinct is not None and _distinct(gradient.indices) is self.distinct:
+            return rows, gradient.values
+        own, places = tf.unique(tf.cast(gradient.indices, tf.int64))
+        return own, tf.math.unsorted_segment_sum(gradient.values, places, tf.shape(own)[0])
+
+
+def _distinct(ids: tf.Tensor) -> tf.Tensor | None:
+    """The output of ``tf.unique`` that some ids are, or None."""
+    while ids.op.type in ("Reshape", "Identity", "Cast") and ids.op.inputs[0].shape.rank == 1:
+        ids = ids.op.inputs[0]
+    return ids if ids.op.type in ("Unique", "UniqueV2") and ids is ids.op.outputs[0] else None
+
 
 class DeferredRows(tf.IndexedSlices):
     """A table's update: what is to be added to some rows, noise included, on the grid."""
 
-    def __init__(self, values: tf.Tensor, indices: tf.Tensor, table: _Table, total: tf.Tensor) -> None:
+    def __init__(self, values: tf.Tensor, indices: tf.Tensor, table: _Table, account: Callable[[], Any]) -> None:
         super().__init__(values, indices, tf.constant(table.variable.shape.as_list(), tf.int64))
-        self._table, self._total = table, total
+        self._table, self._account = table, account
 
     def add_to_table(self) -> tf.Operation:
         """Applies it."""
-        noised = tf.fill(tf.shape(self.indices), self._total)
-        return tf.group(
-            _add_to_rows(self._table.variable, self.indices, self.values),
-            tf.raw_ops.ResourceScatterUpdate(resource=self._table.since.handle, indices=self.indices, updates=noised),
-        )
+        return tf.group(_add_to_rows(self._table.variable, self.indices, self.values), self._account())
 
 
 class Deferred:
@@ -82,7 +106,8 @@ class Deferred:
       tables: (variable, ops that read it).
       deviation: Standard deviation of the noise on a sum, clip times multiplier.
       factor: float64 scalar: by what a sum is multiplied before it is taken from the weights.
-      overdue: (deviation of each row's noise, width of each row's table …) -> noise; see ``Releases.overdue``.
+      overdue: (deviation of each row's noise, width of each row's table, step of the grid) -> noise; see
+        ``Releases.overdue``.
     """
 
     def __init__(
@@ -93,23 +118,23 @@ class Deferred:
         overdue: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
     ) -> None:
         self._deviation, self._factor, self._overdue = deviation, factor, overdue
-        self._caught_up: list[tf.Operation] = []
         self.dirty = False  # whether rows are owed noise
+        firsts = np.cumsum([0, *(int(v.shape[0]) for v, _ in tables)]).tolist()
+        self._tables = [_Table(v, gathers, first) for (v, gathers), first in zip(tables, firsts)]
         with tf.name_scope(None), tf.control_dependencies(None):
             name = f"efl_privacy/deferred/{tables[0][0].op.name}"
             self._total = _account(f"{name}/total", [])
             self.unit = _account(f"{name}/unit", [])  # the grid's step; 0 before the first run
-            self._tables = [
-                _Table(v, gathers, _account(f"efl_privacy/deferred/{v.op.name}/since", [int(v.shape[0])]))
-                for v, gathers in tables
-            ]
+            # The total when a row was last noised, of the rows of all tables one after the other.
+            self._since = _account(f"{name}/since", [firsts[-1]])
             self._align = self._make_align()
             self._flush, self._worst = self._make_flush()
+            self._rows, self._places, self._caught_up = self._catch_up()
 
     @property
-    def variables(self) -> set[Any]:
-        """References of the tables."""
-        return {table.variable.ref() for table in self._tables}
+    def variables(self) -> list[tf.Variable]:
+        """The tables."""
+        return [table.variable for table in self._tables]
 
     # ---- outside of steps
 
@@ -146,77 +171,108 @@ class Deferred:
 
     def _make_flush(self) -> tuple[tf.Operation, tf.Tensor]:
         total, unit = self._total.read_value(), self.unit.read_value()
-        parts = self._owed([None] * len(self._tables), total, unit)
-        ops = []
-        for table, part in zip(self._tables, parts):
-            with tf.control_dependencies([table.variable.assign_add(part, read_value=False)]):
-                ops.append(table.since.assign(tf.fill(tf.shape(table.since), total), read_value=False))
-        with tf.control_dependencies(ops):
-            sizes = [tf.reduce_max(tf.abs(table.variable.read_value())) for table in self._tables]
-            worst = tf.cast(tf.stack(sizes), tf.float64) / unit
-        return tf.group(ops), worst
+        sizes = tf.constant([int(table.variable.shape[0]) for table in self._tables])
+        parts = self._owed(self._since.read_value(), sizes, total, unit)
+        added = [
+            table.variable.assign_add(tf.ensure_shape(part, table.variable.shape), read_value=False)
+            for table, part in zip(self._tables, parts)
+        ]
+        with tf.control_dependencies(added):
+            done = self._since.assign(tf.fill(tf.shape(self._since), total), read_value=False)
+            largest = [tf.reduce_max(tf.abs(table.variable.read_value())) for table in self._tables]
+            worst = tf.cast(tf.stack(largest), tf.float64) / unit
+        return done, worst
 
     # ---- in a step
 
-    def catch_up(self) -> None:
+    def _catch_up(self) -> tuple[list[tf.Tensor], tf.Tensor, tf.Operation]:
         """Makes the step give the rows that it reads what they are owed, before it reads them."""
         total, unit = self._total.read_value(), self.unit.read_value()
-        rows = [
-            tf.unique(tf.concat([tf.reshape(tf.cast(g.inputs[1], tf.int64), [-1]) for g in table.gathers], 0)).y
-            for table in self._tables
-        ]
-        for table, read, part in zip(self._tables, rows, self._owed(rows, total, unit)):
-            with tf.control_dependencies([part]):  # which was made of what was owed until now
-                done = tf.group(
-                    _add_to_rows(table.variable, read, part),
-                    tf.raw_ops.ResourceScatterUpdate(
-                        resource=table.since.handle, indices=read, updates=tf.fill(tf.shape(read), total)
-                    ),
-                )
-            self._caught_up.append(done)
+        rows = [table.rows() for table in self._tables]
+        places = self._places_of(rows)
+        parts = self._owed(self._since.sparse_read(places), tf.stack([tf.size(read) for read in rows]), total, unit)
+        with tf.control_dependencies(parts):  # which were made of what was owed until now
+            done = tf.group(
+                *(_add_to_rows(table.variable, read, part) for table, read, part in zip(self._tables, rows, parts)),
+                self._settle(places, total),
+            )
+        for table in self._tables:
             for gather in table.gathers:
                 gather._add_control_input(done)
+        return rows, places, done
 
-    def _owed(self, rows: Sequence[tf.Tensor | None], total: tf.Tensor, unit: tf.Tensor) -> list[tf.Tensor]:
-        """The noise that some rows of each table are owed (None: all), ``[rows, D]``."""
-        held = [
-            table.since.read_value() if which is None else table.since.sparse_read(which)
-            for table, which in zip(self._tables, rows)
-        ]
+    def _places_of(self, rows: Sequence[tf.Tensor]) -> tf.Tensor:
+        return tf.concat([read + table.first if table.first else read for table, read in zip(self._tables, rows)], 0)
+
+    def _settle(self, places: tf.Tensor, total: tf.Tensor) -> tf.Operation:
+        """Notes that rows have their noise."""
+        return tf.raw_ops.ResourceScatterUpdate(
+            resource=self._since.handle, indices=places, updates=tf.fill(tf.shape(places), total)
+        )
+
+    def _owed(self, since: tf.Tensor, sizes: tf.Tensor, total: tf.Tensor, unit: tf.Tensor) -> list[tf.Tensor]:
+        """The noise that rows are owed, of each table ``[rows, D]``; ``sizes`` says how many there are of each."""
+        each = np.array([table.width for table in self._tables])
+
+        def draw(owed: np.ndarray, sizes: np.ndarray, unit: np.ndarray) -> list[np.ndarray]:
+            flat = self._overdue(owed, np.repeat(each, sizes), float(unit))
+            return _split(flat, sizes, each)
+
         # Rounding to the grid adds its own variance; see Releases.overdue.
-        owed = tf.sqrt(tf.maximum(total - tf.concat(held, 0), 0.0))
-        sizes = [tf.shape(since)[0] for since in held]
-        widths = tf.concat([tf.fill([n], table.width) for n, table in zip(sizes, self._tables)], 0)
-        flat = tf.numpy_function(self._overdue, [owed, widths, unit], tf.float32)
-        numbers = [n * table.width for n, table in zip(sizes, self._tables)]
-        parts = tf.split(tf.ensure_shape(flat, [None]), tf.stack(numbers), num=len(numbers))
-        return [tf.reshape(part, [-1, table.width]) for part, table in zip(parts, self._tables)]
+        owed = tf.sqrt(tf.maximum(total - since, 0.0))
+        drawn = tf.numpy_function(draw, [owed, sizes, unit], [tf.float32] * len(each))
+        return list(drawn)
 
-    @staticmethod
-    def sums_of(slices: tf.Tensor | tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of a table, each once, and the sum of what was added to each."""
-        if not isinstance(slices, tf.IndexedSlices):
-            return tf.range(tf.shape(slices, out_type=tf.int64)[0]), slices
-        rows, places = tf.unique(tf.cast(slices.indices, tf.int64))
-        return rows, tf.math.unsorted_segment_sum(slices.values, places, tf.shape(rows)[0])
+    def updates(
+        self,
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+        others: Sequence[tf.Tensor],
+        step_and_rows: tuple[tf.Tensor, tf.Tensor],
+        noised: Callable[[np.ndarray, int, int, Rows], np.ndarray],
+    ) -> tuple[list[tf.Tensor], list[DeferredRows]]:
+        """A step's noise.
 
-    def updates(self, rows: Sequence[tuple[tf.Variable, tf.Tensor]], deltas: Sequence[tf.Tensor]) -> list[DeferredRows]:
-        """What is to be applied, and counted: once in a step, after the noise was drawn."""
+        Args:
+          gradients: Clipped sums of the tables.
+          others: Clipped sums of other variables, float32, of the same release.
+          step_and_rows: Number of the step, and rows of its batch.
+          noised: (all numbers, step, rows of the batch, which numbers are rows of tables) -> what the release gives.
+
+        Returns:
+          The other sums with noise, and the tables' updates.
+        """
+        held = [table.sums(gradient, read) for table, gradient, read in zip(self._tables, gradients, self._rows)]
+        rows, sums = [which for which, _ in held], [values for _, values in held]
+        same = all(which is read for which, read in zip(rows, self._rows))
+        each = np.array([table.width for table in self._tables])
+
+        def release(
+            flat: np.ndarray, step: Any, size: Any, scale: Any, unit: Any, *sums: np.ndarray
+        ) -> list[np.ndarray]:
+            numbers = np.concatenate([flat, *(part.reshape(-1) for part in sums)])
+            out = noised(numbers, int(step), int(size), Rows(flat.size, float(scale), float(unit)))
+            return [out[: flat.size], *_split(out[flat.size :], np.array([len(part) for part in sums]), each)]
+
         unit = self.unit.read_value()
+        flat = tf.concat([tf.reshape(value, [-1]) for value in others], 0) if others else tf.zeros([0])
+        inputs = [flat, *step_and_rows, -self._factor, unit, *sums]
+        out, *deltas = tf.numpy_function(release, inputs, [tf.float32] * (1 + len(sums)), name="efl_noise")
         # A gradient need not depend on what was read, so the order has to be said.
-        with tf.control_dependencies([*deltas, *self._caught_up]):
-            variance = tf.square(self._factor * self._deviation) + tf.square(unit) / 12
-            total = self._total.assign_add(variance)
-        by_variable = {table.variable.ref(): table for table in self._tables}
-        return [
-            DeferredRows(delta, which, by_variable[variable.ref()], total)
-            for (variable, which), delta in zip(rows, deltas)
-        ]
+        with tf.control_dependencies([*deltas, self._caught_up]):
+            total = self._total.assign_add(tf.square(self._factor * self._deviation) + tf.square(unit) / 12)
+        places = self._places if same else self._places_of(rows)
+        accounts: list[Callable[[], Any]] = [lambda: self._settle(places, total)]
+        accounts += [lambda: total] * (len(rows) - 1)
+        updates = [DeferredRows(*parts) for parts in zip(deltas, rows, self._tables, accounts)]
+        sizes = [int(value.shape.num_elements()) for value in others]
+        split = tf.split(out, sizes) if len(sizes) > 1 else [out] * len(sizes)
+        return [tf.reshape(part, value.shape) for part, value in zip(split, others)], updates
 
-    @property
-    def scale(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """By what sums are multiplied, and the grid: what ``Releases.noised`` needs for a step's rows."""
-        return -self._factor, self.unit.read_value()
+
+def _split(flat: np.ndarray, sizes: np.ndarray, widths: np.ndarray) -> list[np.ndarray]:
+    """Rows of tables, one table after the other, as a matrix for each."""
+    ends = np.cumsum(sizes * widths)
+    return [flat[end - n * width : end].reshape(n, width) for end, n, width in zip(ends, sizes, widths)]
 
 
 def _account(name: str, shape: list[int]) -> tf.Variable:

@@ -138,17 +138,24 @@ def _with_rows(
 ) -> list[tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]]:
     """Private gradients where only the rows of some tables are noised that the step has read."""
     assert optimizer.l2_norm_clip is not None and optimizer.noise_multiplier is not None
-    tables = [v for v in gradients.variables if v.ref() in deferred.variables]
-    others = [v for v in gradients.variables if v.ref() not in deferred.variables]
+    clip, multiplier, tables = optimizer.l2_norm_clip, optimizer.noise_multiplier, deferred.variables
     by_variable = dict(zip((v.ref() for v in gradients.variables), clipped))
-    rows = [deferred.sums_of(by_variable[v.ref()]) for v in tables]
-    values = [tf.convert_to_tensor(by_variable[v.ref()]) for v in others] + [sums for _, sums in rows]
-    noised = add_noise(
-        values, optimizer.l2_norm_clip, optimizer.noise_multiplier, gradients, terms, len(tables), deferred.scale
+    others = [v for v in gradients.variables if not any(v is table for table in tables)]
+    step, size = terms.step, gradients.groups.walk.size
+
+    def noised(numbers: np.ndarray, step: int, rows: int, ends: Rows) -> np.ndarray:
+        return terms.noise.noised(
+            numbers, step=step, group=terms.group, clip=clip, noise_multiplier=multiplier, rows=rows, tables=ends
+        )
+
+    sums, updates = deferred.updates(
+        [by_variable[v.ref()] for v in tables],
+        [tf.convert_to_tensor(by_variable[v.ref()]) for v in others],
+        (step, size),
+        noised,
     )
-    updates = deferred.updates([(v, which) for v, (which, _) in zip(tables, rows)], noised[len(others) :])
     count = tf.constant(max(1, terms.batch_size or 1), tf.float64)
-    return [*zip(_divided(noised[: len(others)], count), others), *zip(updates, tables)]
+    return [*zip(_divided(sums, count), others), *zip(updates, tables)]
 
 
 def clipping_weights(
@@ -163,7 +170,7 @@ def clipping_weights(
       scale: A factor of every gradient that is still to be applied; it is in the weights.
       where: Whose loss it is, for messages.
     """
-    squares = [tf.cast(gradients.squared_norm(v), tf.float32) for v in variables]
+    squares = [tf.cast(norm, tf.float32) for norm in gradients.squared_norms(variables)]
     total = tf.add_n(squares) * scale**2
     # A row that is not finite would take the sum with it, whatever its weight.
     bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(total)), tf.int32))
@@ -178,25 +185,9 @@ def clipping_weights(
 
 
 def add_noise(
-    values: Sequence[tf.Tensor],
-    clip: float,
-    multiplier: float,
-    gradients: PerExample,
-    terms: Terms,
-    tables: int = 0,
-    scale: tuple[tf.Tensor, tf.Tensor] | None = None,
+    values: Sequence[tf.Tensor], clip: float, multiplier: float, gradients: PerExample, terms: Terms
 ) -> list[tf.Tensor]:
-    """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together.
-
-    Args:
-      values: The tensors.
-      clip: The sensitivity of all of them together.
-      multiplier: Standard deviation of the noise, in units of ``clip``.
-      gradients: Of the step.
-      terms: Of the release.
-      tables: How many at the end are rows of tables, float32, which become updates on a grid.
-      scale: Of these: by what they are multiplied, and the grid's step.
-    """
+    """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together."""
     by_dtype: dict[tf.DType, list[int]] = {}
     for position, value in enumerate(values):
         by_dtype.setdefault(value.dtype, []).append(position)
@@ -204,19 +195,13 @@ def add_noise(
     for number, (dtype, positions) in enumerate(by_dtype.items()):
         group = terms.group if number == 0 else f"{terms.group}#{number}"
 
-        def noised(
-            flat: np.ndarray, step: np.ndarray, rows: np.ndarray, *ends: np.ndarray, group: str = group
-        ) -> np.ndarray:
-            more = {"tables": Rows(int(ends[0]), float(ends[1]), float(ends[2]))} if ends else {}
+        def noised(flat: np.ndarray, step: np.ndarray, rows: np.ndarray, group: str = group) -> np.ndarray:
             return terms.noise.noised(
-                flat, step=int(step), group=group, clip=clip, noise_multiplier=multiplier, rows=int(rows), **more
+                flat, step=int(step), group=group, clip=clip, noise_multiplier=multiplier, rows=int(rows)
             )
 
         flat = tf.concat([tf.reshape(values[p], [-1]) for p in positions], 0)
-        inputs = [flat, terms.step, gradients.groups.walk.size]
-        if scale is not None and dtype == tf.float32:
-            inputs += [tf.size(flat) - tf.add_n([tf.size(value) for value in values[-tables:]]), *scale]
-        out = tf.numpy_function(noised, inputs, dtype, name="efl_noise")
+        out = tf.numpy_function(noised, [flat, terms.step, gradients.groups.walk.size], dtype, name="efl_noise")
         sizes = [values[p].shape.num_elements() for p in positions]
         split = [out] if len(sizes) == 1 else tf.split(out, sizes if None not in sizes else _sizes(values, positions))
         for position, part in zip(positions, split):

@@ -110,14 +110,15 @@ def _deferring(
         others = [t for p in model._programs.values() if p is not program and p.scope.mode is MODE.TRAIN
                   for t in _targets(model, p)]  # fmt: skip
         tables = _deferred.candidates(optimizer, gradients, _targets(model, program), others)
-        if not tables:
+        chosen = [v for v, _ in tables]
+        odd = [v for v in gradients.variables if v.dtype.base_dtype != tf.float32 or v.shape.num_elements() is None]
+        if not chosen or odd:
             return None
         assert optimizer.l2_norm_clip is not None and optimizer.noise_multiplier is not None
         with tf.name_scope(None), tf.control_dependencies(None):
             factor = tf.cast(tf.convert_to_tensor(rate), tf.float64) / size
             deviation = optimizer.l2_norm_clip * optimizer.noise_multiplier
             made = _deferred.Deferred(tables, deviation, factor, model._noise.overdue)
-            made.catch_up()
         model._noise.deferred.append(made)
         return made
 

@@ -115,7 +115,7 @@ def test_rows_that_were_read_have_as_much(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("decays", [False, True])
 def test_without_noise_it_is_what_noising_the_whole_table_makes(monkeypatch: pytest.MonkeyPatch, decays: bool) -> None:
     monkeypatch.setattr("efl.privacy.noise.ahead.gaussian", lambda key, count: np.zeros(count))
-    monkeypatch.setattr("efl.privacy.noise.releases.gaussian", lambda key, count: np.zeros(count))
+    monkeypatch.setattr("efl.privacy.noise.pool.gaussian", lambda key, count: np.zeros(count))
 
     def weights(defer: bool) -> dict[str, np.ndarray]:
         rate = RATE

@@ -82,11 +82,7 @@ def on_grid(values: np.ndarray, deviation: float) -> np.ndarray:
     Returns:
       ``values``.
     """
-    return on_steps(values, 2.0 ** (math.frexp(deviation)[1] - 1 - _STEPS))
-
-
-def on_steps(values: np.ndarray, step: float) -> np.ndarray:
-    """Rounds values, in place, to multiples of a power of two; the nearest, ties to even. Returns them."""
+    step = 2.0 ** (math.frexp(deviation)[1] - 1 - _STEPS)
     values *= 1 / step  # exact, as the power of two that it is
     np.rint(values, out=values)
     values *= step

@@ -84,6 +84,20 @@ class PerExample:
             return parts.sum_of_squares(plan.product, [1, 2])
         return parts.squared_norms(plan.parts)
 
+    def squared_norms(self, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+        """``[M]`` each: squared norms whose sum is that of each group's gradient with respect to all variables."""
+        alike: dict[tuple[int, tf.DType], list[tuple[parts.Lookup, int]]] = {}
+        norms = []
+        for variable in variables:
+            plan = self._plans[variable.ref()]
+            part = plan.parts[0] if isinstance(plan.parts, list) and len(plan.parts) == 1 else None
+            shape = variable.shape
+            if isinstance(part, parts.Lookup) and not part.one_each and shape.rank == 2 and shape.is_fully_defined():
+                alike.setdefault((int(shape[1]), part.d.dtype), []).append((part, int(shape[0])))
+            else:
+                norms.append(self.squared_norm(variable))
+        return norms + [parts.square_of_tables(*zip(*held)) for held in alike.values()]
+
     def weighted_sum(self, variable: tf.Variable, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
         """The sum over groups of ``weights[i]`` times the gradient; its type is that of the ordinary gradient."""
         plan = self._plans[variable.ref()]

@@ -216,6 +216,21 @@ def _square_of_rows(part: Lookup) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(tf.reduce_sum(tf.square(added), 1), pairs // rows, part.count)
 
 
+def square_of_tables(lookups: Sequence[Lookup], sizes: Sequence[int]) -> tf.Tensor:
+    """``[M]``: the sum of the squared norms of lookups in several tables of one width, made at once.
+
+    Args:
+      lookups: One for each table.
+      sizes: How many rows each table has.
+    """
+    firsts = np.cumsum([0, *sizes]).tolist()
+    ids = tf.concat([p.ids + first if first else p.ids for p, first in zip(lookups, firsts)], 0)
+    owner, d = tf.concat([p.owner for p in lookups], 0), tf.concat([p.d for p in lookups], 0)
+    pairs, places = tf.unique(owner * firsts[-1] + ids, out_idx=tf.int64)
+    added = tf.math.unsorted_segment_sum(d, places, tf.shape(pairs)[0])
+    return tf.math.unsorted_segment_sum(tf.reduce_sum(tf.square(added), 1), pairs // firsts[-1], lookups[0].count)
+
+
 def _inner_of_masked(one: Masked, other: Masked) -> tf.Tensor:
     return tf.reduce_sum(tf.matmul(one.a * other.a, one.j * other.j) * (one.d * other.d), 1)
 
