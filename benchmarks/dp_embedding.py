@@ -3,8 +3,8 @@
     python benchmarks/dp_embedding.py [--quick] [--batch 256] [--record benchmarks/results/dp_embedding.md]
 
 The model is that of the Criteo example on one machine: 21 categorical features, hashed, with an embedding of 8 numbers
-each, 10 dense ones, layers of 128 and 64, gradient descent. Features are drawn as words are (Zipf's law), so that a step
-reads a small part of a large table. The programs are ``efl.Model`` three times:
+each, 10 dense ones, layers of 128 and 64, gradient descent. Features are drawn as words are (Zipf's law), so that a
+step reads a small part of a large table. The programs are ``efl.Model`` three times:
 
 * ``none``: with ``tf.train.GradientDescentOptimizer``.
 * ``waiting``: with ``efl.DPGradientDescentGaussianOptimizer``; noise of rows that nobody reads waits.
