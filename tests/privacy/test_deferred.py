@@ -112,6 +112,41 @@ def test_rows_that_were_read_have_as_much(monkeypatch: pytest.MonkeyPatch) -> No
     assert abs(moved.var() / (12 * DEVIATION**2) - 1) < 5 * np.sqrt(2 / moved.size)
 
 
+def test_a_feature_columns_rows_get_what_they_are_owed_before_they_are_read() -> None:
+    # What TensorFlow makes of such a lookup by itself reads the table without waiting for anything.
+    tf.reset_default_graph()
+    ids = np.arange(200 * BATCH)  # each row is read once, in a step of its own
+    batch = tf.data.make_initializable_iterator(
+        tf.data.Dataset.from_tensor_slices(ids).repeat().batch(BATCH)
+    ).get_next()
+    column = tf.feature_column.embedding_column(
+        tf.feature_column.categorical_column_with_identity("ids", ROWS), WIDTH, initializer=tf.zeros_initializer()
+    )
+    made = efl.Model(seed=1)
+    made.input_fn(lambda m, mode: efl.Sample({"ids": batch}, {"ids": [column]}))
+    made.loss_fn(lambda m, s: 1e-6 * tf.reduce_sum(s["ids"], 1))
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    class Looks(tf.train.SessionRunHook):
+        def before_run(self, run_context: object) -> tf.train.SessionRunArgs:
+            return tf.train.SessionRunArgs([batch, made.input()["ids"]])
+
+        def after_run(self, run_context: object, run_values: tf.train.SessionRunValues) -> None:
+            seen.append(run_values.results)
+
+    made.add_hooks([Looks()])
+    noisy = efl.DPGradientDescentGaussianOptimizer(CLIP, MULTIPLIER, learning_rate=RATE)
+    made.optimizer_fn(efl.optimizer_fn.optimizer_setter(noisy)).compile(opt_config=CONFIG)
+    assert deferred(made)
+    made.fit(efl.procedure_fn.train(max_step=200))
+    # What step t reads has the noise of the t steps before it.
+    scaled = np.concatenate([read / (np.sqrt(t) * DEVIATION) for t, (_, read) in enumerate(seen) if t >= 1])
+    assert abs(np.square(scaled).mean() - 1) < 6 * np.sqrt(2 / scaled.size)
+    (name,) = [n for n in made.get_weights() if "embedding" in n]
+    final = made.get_weights()[name]
+    assert abs(final.var() / (200 * DEVIATION**2) - 1) < 0.05
+
+
 @pytest.mark.parametrize("decays", [False, True])
 def test_without_noise_it_is_what_noising_the_whole_table_makes(monkeypatch: pytest.MonkeyPatch, decays: bool) -> None:
     monkeypatch.setattr("efl.privacy.noise.ahead.gaussian", lambda key, count: np.zeros(count))
