@@ -69,7 +69,11 @@ class Served:
 
 
 def by_turns(
-    commands: Mapping[str, list[str]], rounds: int, steps: int, slow: Mapping[str, int] | None = None
+    commands: Mapping[str, list[str]],
+    rounds: int,
+    steps: int,
+    slow: Mapping[str, int] | None = None,
+    before: int = 10,
 ) -> dict[str, tuple[float, float, float]]:
     """Measures programs by turns; the first of them is what the others are compared with.
 
@@ -78,6 +82,7 @@ def by_turns(
       rounds: How often each takes its turn.
       steps: Of a turn.
       slow: Name of a program that takes one step a turn -> its turns.
+      before: Steps of each before anything is measured.
 
     Returns:
       Name -> (median ms a step, median ratio to the first of the same round, peak MiB).
@@ -88,7 +93,7 @@ def by_turns(
     peaks: dict[str, float] = {}
     try:
         for name, program in running.items():
-            program.steps(1 if name in slow else 10)
+            program.steps(1 if name in slow else before)
         for number in range(rounds):
             for name, program in running.items():
                 if number < slow.get(name, rounds):
