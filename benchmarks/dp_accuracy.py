@@ -2,9 +2,9 @@
 
     python benchmarks/dp_accuracy.py --data DIR [--quick] [--only NAME …] [--record benchmarks/results/dp_accuracy.md]
 
-Each setting is a run of 20 epochs on the 60 000 training images; accuracy is that on the 10 000 test images, the mean of
+Each setting is a run of 20 epochs on 60 000 training images; accuracy is that on 10 000 test images, the mean of
 the last five epochs. ``DIR`` holds MNIST's four IDX files. What is guaranteed against somebody who may know the batches
-depends on how often a row takes part (20 times) and on the noise, not on the batch: a larger batch puts more rows beside
+depends on how often a row takes part (20 times) and on the noise, not on the batch: a larger one puts more rows beside
 the same noise. What is commonly reported depends on the batch as well, and stands beside it.
 
 The best of several settings was chosen by looking at the test images; how many there were is said.
