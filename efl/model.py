@@ -113,8 +113,8 @@ class Model(Definition):
           sync_optimizer_config: Only None so far: there is one worker.
           opt_config: ``REDUCE``: how a loss vector becomes a scalar, ``'mean'`` (default), ``'sum'`` or a callable. The
             rest is for private optimizers: ``BACKEND_MODE``, whether gradients that go back to the peer are noised
-            (``'noise'``, default, or ``'unnoise'``); ``BATCH_SIZE`` and ``NUM_EXAMPLES``, the nominal rows of a batch and
-            those of the training data, where no reader of efl says; ``DEFER_NOISE=False`` noises all rows of every
+            (``'noise'``, default, or ``'unnoise'``); ``BATCH_SIZE`` and ``NUM_EXAMPLES``, the nominal rows of a batch
+            and those of the training data, where no reader of efl says; ``DEFER_NOISE=False`` noises all rows of every
             embedding table in each step.
 
         Returns:

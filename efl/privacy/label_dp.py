@@ -138,7 +138,8 @@ class LabelDP(_Randomiser):
         """The unbiased cross entropy of each row: its expectation is the cross entropy with the row's own label.
 
         The same holds of its gradient. It is convex in the logits; of single rows it may be negative, and a model that
-        can learn each row by heart drives it to minus infinity: stop early, or bound the weights.
+        can learn each row by heart drives it to minus infinity. For such a model the plain cross entropy of the
+        randomised labels, which is biased and bounded, is the better choice; the promise is the same.
 
         Args:
           logits: float ``[batch, K]``; with two classes also ``[batch]`` or ``[batch, 1]``, log odds of class 1.

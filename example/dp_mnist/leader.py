@@ -19,7 +19,7 @@ def model_fn(model, sample, is_training):
     mode = "train" if is_training else "test"
     labels = model.recv(f"labels_{mode}", dtype=tf.int32, require_grad=False)
     y = model.recv(f"y_{mode}", dtype=tf.float32, require_grad=is_training)
-    return common.head(model, tf.reshape(y, [-1, 512]), tf.reshape(labels, [-1]), FLAGS, is_training)
+    return common.head(model, tf.reshape(y, [-1, 512]), tf.reshape(labels, [-1]), is_training)
 
 
 def loss_fn(model, sample):

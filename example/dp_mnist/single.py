@@ -17,7 +17,7 @@ DATA = common.Input(FLAGS)
 
 def model_fn(model, sample, is_training):
     labels = common.labels_of(sample, FLAGS, is_training)
-    return common.head(model, common.convolutions(sample["img"]), labels, FLAGS, is_training)
+    return common.head(model, common.convolutions(sample["img"]), labels, is_training)
 
 
 def loss_fn(model, sample):
