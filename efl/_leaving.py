@@ -86,8 +86,12 @@ class Leaving:
         if isinstance(error, KeyboardInterrupt):
             _log.warning("%s: interrupted after step %d", self._role, self._model.steps_trained)
         elif isinstance(error, Exception) and not isinstance(error, _BEFORE) and self._keeping.recoverable:
-            _log.warning(
-                "%s: ended after step %d; %s", self._role, self._model.steps_trained, self._keeping.what_is_left()
+            _log.log(
+                logging.INFO if self._communicator is None else logging.WARNING,
+                "%s: ended after step %d; %s",
+                self._role,
+                self._model.steps_trained,
+                self._keeping.what_is_left(),
             )
         elif isinstance(error, SystemExit) and error.code == TERMINATED and not self._parted:
             _log.warning(

@@ -176,6 +176,7 @@ def test_settings_are_declared_for_the_handshake(tmp_path: Path) -> None:
             "train/dataio/drop_remainder": True,
             "train/dataio/data_mode": "local",
             "train/dataio/shuffle": False,
+            "train/dataio/sampling": None,
             "train/dataio/worker_num": 1,
         }
     )
