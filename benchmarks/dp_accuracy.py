@@ -114,16 +114,16 @@ def run(setting: Setting, data: dict[str, tuple[np.ndarray, np.ndarray]]) -> lis
     step = private(setting.clip, setting.noise, learning_rate=setting.rate, **more).minimize(
         loss, global_step=tf.train.get_or_create_global_step()
     )
-    getter = None
+    averaged: Callable[..., Any] | None = None
     if setting.average:
         mean = tf.train.ExponentialMovingAverage(setting.average)
         with tf.control_dependencies([step]):
             step = mean.apply(tf.trainable_variables())
 
-        def getter(plain: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-            return mean.average(plain(name, *args, **kwargs))
+        def averaged(getter: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return mean.average(getter(*args, **kwargs))
 
-    right = tf.equal(tf.argmax(logits_of(x, setting.activation, getter), 1, tf.int32), y)
+    right = tf.equal(tf.argmax(logits_of(x, setting.activation, averaged), 1, output_type=tf.int32), y)
     correct = tf.reduce_sum(tf.cast(right, tf.int32))
     found = []
     with tf.Session() as session:

@@ -1,6 +1,7 @@
 """A communicator by itself, in sessions that are not efl's; and how it stands up to narrow and slow ones."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -223,7 +224,8 @@ def test_a_peer_that_is_killed(tmp_path):
     results, written = talk(tmp_path, LEADER_GRAPH + GO_ON, follower, expect=(1, -9), options=options)
     assert written["leader"] == 2
     assert "efl.errors.PeerLost: the follower" in results["leader"].output.rstrip().splitlines()[-1]
-    assert " at step 4 of run; " in results["leader"].output
+    # It has begun the next step, or not yet.
+    assert re.search(r" (at step 4|after step 3) of run; ", results["leader"].output)
 
 
 def test_a_plain_session_is_told_where_to_ask(tmp_path):
