@@ -287,6 +287,15 @@ class FederalModel(Model):
         held = self._sent_tensors.get(scope, {})
         return [Sent(name, held[name][0], gradient) for name, gradient in self._grad_receives.get(scope, {}).items()]
 
+    def _check_own(self, ops: set[tf.Operation]) -> None:
+        exchanging = sorted(op.name for op in ops if op.name.startswith(("efl_send/", "efl_recv", "efl_sample_ids/")))
+        if exchanging:
+            raise ModelError(
+                f"a LoopStage over fetches of one's own that depend on the exchange with the peer ({exchanging[0]}): "
+                "messages and batches belong to steps that both parties take; loop over model.train_op() or "
+                "model.eval_op(), and read other tensors in such a step, with a hook"
+            )
+
     def _shown(self, scope: TaskScope) -> list[tf.Tensor]:
         return [tensor for tensor, _ in self._sent_tensors.get(scope, {}).values()]
 

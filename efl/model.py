@@ -436,6 +436,7 @@ class Model(Definition):
         for program in self._programs.values():
             if program.op is not None and behind & set(program.known_ops):
                 return program
+        self._check_own(behind)
         return Program(TaskScope(mode, None), op=tf.group(*ops))
 
     def _feeds(self, program: Program, feed_dict: Mapping[Any, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -469,6 +470,9 @@ class Model(Definition):
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         return False
+
+    def _check_own(self, ops: set[tf.Operation]) -> None:
+        pass
 
     def _shown(self, scope: TaskScope) -> list[tf.Tensor]:
         return []

@@ -145,6 +145,21 @@ def test_stages_of_one_partys_own_do_not_disturb_the_common_ones(tmp_path):
     assert [row["step"] for row in history(tmp_path, "follower")] == [2, 5]
 
 
+def test_a_loop_of_ones_own_over_what_is_exchanged_is_refused(tmp_path):
+    own = (
+        "def own(model):\n"
+        "    model.run_stage('train', efl.stage.LoopStage(model.train_op(), step=2))\n"
+        "    if ROLE == 'leader':\n"
+        "        model.run_stage('look', efl.stage.LoopStage(model.loss(), step=3))\n"
+        "    model.run_stage('train on', efl.stage.LoopStage(model.train_op(), step=2))\n"
+        "model.compile().fit(own)\n"
+    )
+    results = run_both(tmp_path, LEADER.replace(FIT, own), FOLLOWER.replace(FIT, own), expect=(1, 1), timeout=60)
+    told = "ModelError: a LoopStage over fetches of one's own that depend on the exchange with the peer (efl_"
+    for result in results.values():
+        assert told in result.output.splitlines()[-1]
+
+
 def test_an_eval_fn_on_one_side_only_is_named(tmp_path):
     follower = FOLLOWER.replace("model.compile()", "model.eval_fn(lambda m, s: None).compile()")
     for result in run_both(tmp_path, LEADER, follower, expect=(1, 1)).values():
