@@ -1,6 +1,6 @@
 """How accurate a small network for MNIST gets with differential privacy, for several settings at the same guarantee.
 
-    python benchmarks/dp_accuracy.py --data DIR [--quick] [--only NAME …] [--record benchmarks/results/dp_accuracy.md]
+    python benchmarks/dp_accuracy.py [--quick] [--only NAME …] --data DIR [--record benchmarks/results/dp_accuracy.md]
 
 Each setting is a run of 20 epochs on 60 000 training images; accuracy is that on 10 000 test images, the mean of
 the last five epochs. ``DIR`` holds MNIST's four IDX files. What is guaranteed against somebody who may know the batches
