@@ -146,7 +146,11 @@ class Side(Protocol):
 
 class Tcp:
     def __init__(self, address: str) -> None:
-        self.stream = socket.create_connection(host_port(address))
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):  # its server is starting
+                self.stream = socket.create_connection(host_port(address))
+                break
+            time.sleep(0.05)
         self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _send(self, echo: bool, data: np.ndarray) -> None:

@@ -13,7 +13,9 @@ The two ends of every pair are separate processes on loopback. What each does wi
 * ``grpc tls``, ``efl recv tls`` (with ``--tls``): as without, with mutual TLS and the certificates of ``efl certs``.
 
 Round trip: the tensor goes there and comes back; median. Throughput: tensors one way, as fast as the window allows.
-Measurements of all take turns, so that a busy machine slows all of them alike.
+Measurements of all take turns, so that a busy machine slows all of them alike. Who asks is a process of its own for
+each pair, as a party is: channels of one process share gRPC's poller, and wake each other's threads. All processes are
+begun anew in every round: which core their threads come to live on makes as much of a difference as what is measured.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _report import Goal, goals_table, record, table
@@ -110,55 +113,78 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def connect_tcp(address: str) -> Tcp:
-    while True:
-        try:
-            return Tcp(address)
-        except ConnectionRefusedError:
-            time.sleep(0.05)
+def ask(kind: str, address: str, certs: Path | None) -> None:
+    """Measures what it is told to, a line of JSON each: [method, bytes, count]; answers with the method's result."""
+    side: Side
+    if kind == "tcp":
+        side = Tcp(address)
+    else:
+        side = Grpc(address, certs) if kind == "grpc" else Efl(address, certs)
+    data: dict[int, np.ndarray] = {}
+    for line in sys.stdin:
+        method, size, count = json.loads(line)
+        if size not in data:
+            data = {size: np.frombuffer(os.urandom(size), np.uint8)}
+        print(json.dumps(getattr(side, method)(data[size], count)), flush=True)
+    side.close()
+
+
+class Pair:
+    """The two processes of one kind; ``Side``'s methods are carried out by the one that asks."""
+
+    def __init__(self, kind: str, certs: Path | None) -> None:
+        address = free_address()
+        where = [address, *([] if certs is None else [str(certs)])]
+        self._server = start(kind, *where)
+        self._asker = start("ask", kind, *where)
+
+    def __call__(self, method: str, size: int, count: int) -> Any:
+        assert self._asker.stdin is not None and self._asker.stdout is not None
+        self._asker.stdin.write(json.dumps([method, size, count]) + "\n")
+        self._asker.stdin.flush()
+        return json.loads(self._asker.stdout.readline())
+
+    def close(self) -> None:
+        self._asker.communicate()
+        self._server.communicate()
 
 
 def measure(
     quick: bool, certs: Path | None
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Round trips in µs, GB/s one way, and ratios of the latter, by tensor and kind."""
-    pairs: dict[str, Path | None] = {"tcp": None, "grpc": None, "efl": None}
+    kinds: dict[str, tuple[str, Path | None]] = {
+        "tcp": ("tcp", None),
+        "grpc": ("grpc", None),
+        "efl recv": ("efl", None),
+    }
     if certs is not None:
-        pairs |= {"grpc tls": certs, "efl tls": certs}
-    addresses = {kind: free_address() for kind in pairs}
-    servers = [
-        start(kind.split()[0], addresses[kind], *([] if folder is None else [str(folder)]))
-        for kind, folder in pairs.items()
-    ]
-    tcp = connect_tcp(addresses["tcp"])
-    efl = Efl(addresses["efl"])
-    sides: dict[str, Side] = {"tcp": tcp, "grpc": Grpc(addresses["grpc"]), "efl recv": efl}
-    if certs is not None:
-        sides |= {"grpc tls": Grpc(addresses["grpc tls"], certs), "efl recv tls": Efl(addresses["efl tls"], certs)}
-    rounds, budget = (2, 8 * MIB) if quick else (5, 64 * MIB)
-    trips, rates, ratios = {}, {}, {}
-    for label, size in SIZES.items():
-        data = np.frombuffer(os.urandom(size), np.uint8)
-        count = max(3, min(60 if quick else 300, budget // size))
-        times: dict[str, list[float]] = {kind: [] for kind in (*sides, "efl callback")}
-        speeds: dict[str, list[float]] = {kind: [] for kind in sides}
-        for _ in range(rounds):
-            for kind, side in sides.items():
-                times[kind] += side.round_trips(data, count)
-            times["efl callback"] += efl.callback_round_trips(data, count)
-            for kind, side in sides.items():
-                speeds[kind].append(count * size / side.one_way(data, count) / 1e9)
-        trips[label] = {kind: statistics.median(values) * 1e6 for kind, values in times.items()}
-        rates[label] = {kind: statistics.median(values) for kind, values in speeds.items()}
-        ratios[label] = {
-            f"{kind} / {base}": statistics.median(a / b for a, b in zip(speeds[kind], speeds[base], strict=True))
+        kinds |= {"grpc tls": ("grpc", certs), "efl recv tls": ("efl", certs)}
+    rounds, budget = (2, 8 * MIB) if quick else (7, 64 * MIB)
+    times: dict[str, dict[str, list[float]]] = {label: {k: [] for k in (*kinds, "efl callback")} for label in SIZES}
+    speeds: dict[str, dict[str, list[float]]] = {label: {k: [] for k in kinds} for label in SIZES}
+    for _ in range(rounds):
+        pairs = {name: Pair(*kind) for name, kind in kinds.items()}
+        for label, size in SIZES.items():
+            count = max(2, min(60 if quick else 200, budget // size))
+            for name, pair in pairs.items():
+                times[label][name].append(statistics.median(pair("round_trips", size, count)))
+            again = pairs["efl recv"]("callback_round_trips", size, count)
+            times[label]["efl callback"].append(statistics.median(again))
+            for name, pair in pairs.items():
+                speeds[label][name].append(count * size / pair("one_way", size, count) / 1e9)
+        for pair in pairs.values():
+            pair.close()
+    trips = {label: {k: statistics.median(v) * 1e6 for k, v in row.items()} for label, row in times.items()}
+    rates = {label: {k: statistics.median(v) for k, v in row.items()} for label, row in speeds.items()}
+    ratios = {
+        label: {
+            f"{kind} / {base}": statistics.median(a / b for a, b in zip(row[kind], row[base], strict=True))
             for kind, base in RATIOS
-            if kind in speeds
+            if kind in row
         }
-    for side in sides.values():
-        side.close()
-    for server in servers:
-        server.communicate()
+        for label, row in speeds.items()
+    }
     return trips, rates, ratios
 
 
@@ -206,6 +232,8 @@ def main() -> None:
         name, *rest = arguments.side
         if name == "memory":
             memory_side(rest[0], rest[1], int(rest[2]))
+        elif name == "ask":
+            ask(rest[0], rest[1], Path(rest[2]) if rest[2:] else None)
         else:
             serve = {"tcp": serve_tcp, "grpc": serve_grpc, "efl": serve_efl}[name]
             serve(rest[0], Path(rest[1]) if rest[1:] else None)
