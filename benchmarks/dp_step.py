@@ -7,6 +7,8 @@ Every program is a process of its own that trains one network on random images, 
 * ``none``: gradient descent on the mean loss.
 * ``efl``: ``efl.DPGradientDescentGaussianOptimizer``: clipped per example, its own noise, a ledger in memory.
 * ``tfp``: tensorflow-privacy's ``DPGradientDescentGaussianOptimizer``; ``tfp vectorised``: its vectorised one.
+* ``torch none``, ``opacus``: the same in PyTorch without and with Opacus, where these are installed.
+* ``jax none``, ``jax vmap``: the same in JAX, compiled, and ``vmap`` over ``grad``, where it is installed.
 
 Networks: ``cnn`` is the seed's (two convolutions, two dense layers), ``dense`` a half of the split MNIST model.
 Measurements take turns, so that a busy machine slows all of them alike; a round is some steps of each. Memory is the
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _other_frameworks
 import numpy as np
 from _report import Goal, goals_table, record, table
 from _steps_served import by_turns, serve
@@ -46,13 +49,18 @@ def cnn(images: Any) -> Any:
     return tf.layers.dense(h, 10, name="dense2")
 
 
+def batch_of(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels at random."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(size, 28, 28, 1)).astype(np.float32)
+    return x, rng.integers(0, 10, size).astype(np.int32)
+
+
 def build(network: str, batch: int) -> tuple[Any, Any]:
     """A loss vector, and what reads the batch."""
     import tensorflow.compat.v1 as tf
 
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=(batch, 28, 28, 1)).astype(np.float32)
-    y = rng.integers(0, 10, batch).astype(np.int32)
+    x, y = batch_of(batch)
     images, labels = tf.data.make_one_shot_iterator(tf.data.Dataset.from_tensors((x, y)).repeat()).get_next()
     images = tf.ensure_shape(images, [batch, 28, 28, 1])
     if network == "cnn":
@@ -65,6 +73,8 @@ def build(network: str, batch: int) -> tuple[Any, Any]:
 
 def step_of(program: str, network: str, batch: int) -> Callable[[], Any]:
     """A function that takes one training step."""
+    if program in _other_frameworks.NEEDS:
+        return _other_frameworks.step_of(program, network, *batch_of(batch))
     import tensorflow.compat.v1 as tf
 
     import efl
@@ -92,7 +102,7 @@ def step_of(program: str, network: str, batch: int) -> Callable[[], Any]:
 def measure(network: str, batch: int, rounds: int, steps: int, slow: bool) -> dict[str, tuple[float, float, float]]:
     """Program -> (median ms a step, median ratio to none of the same round, peak MiB)."""
     common = ["--network", network, "--batch", str(batch)]
-    programs = [p for p in PROGRAMS if p not in SLOW or slow]
+    programs = [p for p in PROGRAMS if p not in SLOW or slow] + _other_frameworks.installed()
     commands = {name: [sys.executable, __file__, "--serve", name, *common] for name in programs}
     return by_turns(commands, rounds, steps, {name: 2 for name in programs if name in SLOW})
 
