@@ -112,8 +112,7 @@ def private_gradients(
             sums = finite(_by_query(optimizer.dp_sum_query, gradients, scale), terms.where)
         else:
             assert optimizer.noise_multiplier is not None
-            weights = clipping_weights(gradients, gradients.variables, optimizer.l2_norm_clip, scale, terms.where)
-            clipped = [gradients.weighted_sum(v, weights) for v in gradients.variables]
+            clipped = _clipped(gradients, optimizer.l2_norm_clip, scale, terms, rows)
             if deferred is not None:
                 return PrivateGradients(_with_rows(deferred, clipped, optimizer, gradients, terms), gradients, checked)
             whole = [tf.convert_to_tensor(each) for each in clipped]
@@ -158,30 +157,31 @@ def _with_rows(
     return [*zip(_divided(sums, count), others), *zip(updates, tables)]
 
 
-def clipping_weights(
-    gradients: PerExample, variables: Sequence[tf.Variable], clip: float, scale: float = 1.0, where: str = "the loss"
-) -> tf.Tensor:
-    """``[M]``: by what each group's gradient is multiplied, so that its norm over ``variables`` is at most ``clip``.
+def _clipped(
+    gradients: PerExample, clip: float, scale: float, terms: Terms, rows: int
+) -> list[tf.Tensor | tf.IndexedSlices]:
+    """The sum over groups of their gradients times ``scale``, each first clipped to a norm of at most ``clip``."""
 
-    Args:
-      gradients: Of the groups.
-      variables: One clipping group.
-      clip: The largest norm.
-      scale: A factor of every gradient that is still to be applied; it is in the weights.
-      where: Whose loss it is, for messages.
-    """
-    squares = [tf.cast(norm, tf.float32) for norm in gradients.squared_norms(variables)]
-    total = tf.add_n(squares) * scale**2
+    def weigh(squares: tf.Tensor) -> tf.Tensor:
+        return scale * tf.minimum(1.0, clip * tf.math.rsqrt(tf.maximum(squares * scale**2, _TINY)))
+
+    groups = None if terms.batch_size is None else terms.batch_size // rows
+    squares, sums = gradients.clipped(gradients.variables, weigh, groups)
     # A row that is not finite would take the sum with it, whatever its weight.
-    bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(total)), tf.int32))
+    bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(squares)), tf.int32))
     text = (
         "the gradient of a row is not finite, and cannot be clipped: look for zeros under a logarithm, a root or a "
         "division, and for wild values in the input. Rows of that kind"
     )
-    finite = _graph_checks.check(tf.equal(bad, 0), where, text, [bad], "privacy")
+    finite = _graph_checks.check(tf.equal(bad, 0), terms.where, text, [bad], "privacy")
     with tf.control_dependencies([finite]):
-        total = tf.identity(total)
-    return scale * tf.minimum(1.0, clip * tf.math.rsqrt(tf.maximum(total, _TINY)))
+        return [_identity(each) for each in sums]
+
+
+def _identity(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
+    if not isinstance(gradient, tf.IndexedSlices):
+        return tf.identity(gradient)
+    return tf.IndexedSlices(tf.identity(gradient.values), tf.identity(gradient.indices), gradient.dense_shape)
 
 
 def add_noise(

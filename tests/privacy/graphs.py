@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow.compat.v1 as tf
 
 from efl.privacy import per_example
+from efl.privacy.per_example import portions
 
 BATCH = 6
+CLIPPED = "all, clipped"
 Feeds = dict[str, np.ndarray]
 
 
@@ -35,20 +38,32 @@ def numbers(high: int, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, high, (BATCH, *shape))
 
 
+def _weigh(squares: Any) -> Any:
+    return 1.0 / (0.5 + squares)
+
+
 def norms_and_sums(
     build: Callable[[], Built], feeds: Feeds, rows: int = 1
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, tuple[np.ndarray, np.ndarray]], float]:
-    """What the engine gives and what the reference gives: variable -> (squared norms, weighted sum); the experiment."""
+    """What the engine gives and what the reference gives: variable -> (squared norms, weighted sum); the experiment.
+
+    Beside the variables there is ``CLIPPED``: all of them at once, with weights that follow from the norms.
+    """
     tf.reset_default_graph()
     tf.set_random_seed(3)
     built = build()
     variables = tf.trainable_variables()
     gradients = per_example.differentiate(per_example.Objective(built.loss), variables, rows=rows)
+    # Before anything else asks for it whole. Portions are of four examples, and of the two left.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(portions, "rows_at_once", lambda held: 4)
+        squares, sums = gradients.clipped(gradients.variables, _weigh)
     weights = tf.placeholder(tf.float32, [None])
     ours = {
         v.op.name: (gradients.squared_norm(v), tf.convert_to_tensor(gradients.weighted_sum(v, weights)))
         for v in gradients.variables
     }
+    ours[CLIPPED] = squares, tf.concat([tf.reshape(tf.convert_to_tensor(each), [-1]) for each in sums], 0)
     experiment = gradients.experiment(tf.constant(True))
     holds = [e.holds for e in gradients.groups.walk.expectations]
     alone = tf.gradients(tf.reduce_sum(built.loss), gradients.variables)
@@ -60,11 +75,14 @@ def norms_and_sums(
         found, off, right = sess.run([ours, experiment, holds], {**feed, weights: given})
         assert all(right)
         singles = [sess.run(alone, {t: value[i : i + 1] for t, value in feed.items()}) for i in range(BATCH)]
-    expected = {}
+    expected, all_norms, wholes = {}, np.zeros(BATCH // rows), []
     for position, variable in enumerate(gradients.variables):
         each = np.stack([np.ravel(single[position]) for single in singles]).astype(np.float64)
         each = each.reshape(BATCH // rows, rows, -1).sum(1)
         expected[variable.op.name] = ((each**2).sum(1), given.astype(np.float64) @ each)
+        all_norms += (each**2).sum(1)
+        wholes.append(each)
+    expected[CLIPPED] = all_norms, _weigh(all_norms) @ np.concatenate(wholes, 1)
     return found, expected, float(off)
 
 
@@ -75,5 +93,8 @@ def assert_equal(build: Callable[[], Built], feeds: Feeds, rows: int = 1, names:
     for name, (squares, total) in expected.items():
         assert squares.max() > 0, f"{name}: the test shows nothing"
         np.testing.assert_allclose(found[name][0], squares, rtol=1e-4, atol=1e-5 * squares.max(), err_msg=name)
-        np.testing.assert_allclose(np.ravel(found[name][1]), total, rtol=0, atol=1e-5 * abs(total).max(), err_msg=name)
+        off_by = (1e-4 if name == CLIPPED else 1e-5) * abs(
+            total
+        ).max()  # norms are upper bounds, where terms may cancel
+        np.testing.assert_allclose(np.ravel(found[name][1]), total, rtol=0, atol=off_by, err_msg=name)
     assert off < 1e-4

@@ -1,11 +1,11 @@
 """Per-example gradients of a graph: their norms, and weighted sums of them, without the gradients themselves.
 
     gradients = per_example.differentiate(Objective(loss=vector), variables)
-    weights = tf.minimum(1.0, clip * tf.math.rsqrt(gradients.squared_norms))
-    clipped = gradients.weighted_sums(weights)
+    squares, sums = gradients.clipped(variables, lambda s: tf.minimum(1.0, clip * tf.math.rsqrt(s)))
 
 ``walk`` proves that an example's loss depends on no other example, ``rules`` know the ops that read variables,
-``engine`` puts it together. Nothing here knows of optimizers or of noise.
+``portions`` makes what is large for a part of the batch at a time, ``engine`` puts it together. Nothing here knows of
+optimizers or of noise.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ Sources: Goodfellow (arXiv:1510.01799), Li et al. (arXiv:2110.05679), Bu et al. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
-from efl.privacy.per_example import ops_elementwise, ops_linear, ops_shape, ops_sparse, parts, rules
+from efl.privacy.per_example import ops_elementwise, ops_linear, ops_shape, ops_sparse, parts, portions, rules
 from efl.privacy.per_example.groups import Groups
 from efl.privacy.per_example.layout import Mixed, Ragged, Rows, Shared
 from efl.privacy.per_example.uses import Meeting, examples_of, meetings, source
@@ -56,6 +56,14 @@ class _Plan:
     direct: bool = True
 
 
+@dataclass(frozen=True)
+class _Portions:
+    """Made of some examples at a time, or of all of them once somebody asks."""
+
+    uses: list[rules.Use]
+    part: parts.Rowwise
+
+
 @dataclass
 class PerExample:
     """The gradients of an objective, by what is clipped as one (M groups of ``rows`` rows).
@@ -69,15 +77,56 @@ class PerExample:
     groups: Groups
     received: list[tf.Tensor]
     variables: list[tf.Variable]
-    _plans: dict[object, _Plan] = field(default_factory=dict)
+    _plans: dict[object, _Plan | _Portions] = field(default_factory=dict)
     _outputs: list[tf.Tensor] = field(default_factory=list)
     _deltas: list[tf.Tensor] = field(default_factory=list)
     _ys: list[tf.Tensor] = field(default_factory=list)
     _grad_ys: list[tf.Tensor] = field(default_factory=list)
 
+    def clipped(
+        self, variables: Sequence[tf.Variable], weigh: Callable[[tf.Tensor], tf.Tensor], rows: int | None = None
+    ) -> tuple[tf.Tensor, list[tf.Tensor | tf.IndexedSlices]]:
+        """Sums over groups of weights times gradients, where the weights follow from the norms over all variables.
+
+        What takes much memory for each example is made for some examples at a time.
+
+        Args:
+          variables: One clipping group.
+          weigh: From squared norms ``[m]``, float32, the weights ``[m]``; each must depend on its own norm alone.
+          rows: How many rows a batch usually has, where that is known.
+
+        Returns:
+          The squared norms ``[M]``, and the sums as ``weighted_sum`` gives them.
+        """
+        plans = {v.ref(): self._plans[v.ref()] for v in variables}
+        large = {ref: plan.part for ref, plan in plans.items() if isinstance(plan, _Portions)}
+        size = self.groups.walk.static_size or rows
+        portion = portions.rows_at_once(list(large.values()))
+        if not large or (size is not None and size <= portion):
+            squares = _added(self.squared_norms(variables))
+            weights = weigh(squares)
+            return squares, [self.weighted_sum(v, weights) for v in variables]
+        others = self.squared_norms([v for v in variables if v.ref() not in large])
+        squares, weights, sums = portions.clipped(
+            list(large.values()), _added(others) if others else None, weigh, portion, self.groups.count
+        )
+        found = dict(zip(large, sums))
+        return squares, [
+            tf.reshape(found[v.ref()], v.shape) if v.ref() in large else self.weighted_sum(v, weights)
+            for v in variables
+        ]
+
+    def _plan(self, variable: tf.Variable) -> _Plan:
+        plan = self._plans[variable.ref()]
+        if isinstance(plan, _Portions):
+            part = plan.part.whole()
+            product = part.product if isinstance(part, parts.Outer) else None
+            plan = self._plans[variable.ref()] = _Plan(plan.uses, [part], product)
+        return plan
+
     def squared_norm(self, variable: tf.Variable) -> tf.Tensor:
         """``[M]``: the squared norm of each group's gradient with respect to a variable."""
-        plan = self._plans[variable.ref()]
+        plan = self._plan(variable)
         if isinstance(plan.parts, _Detour):
             return self._norms_by_detour(variable, plan)
         if plan.product is not None:
@@ -89,7 +138,7 @@ class PerExample:
         alike: dict[tuple[int, tf.DType], list[tuple[parts.Lookup, int]]] = {}
         norms = []
         for variable in variables:
-            plan = self._plans[variable.ref()]
+            plan = self._plan(variable)
             part = plan.parts[0] if isinstance(plan.parts, list) and len(plan.parts) == 1 else None
             shape = variable.shape
             if isinstance(part, parts.Lookup) and not part.one_each and shape.rank == 2 and shape.is_fully_defined():
@@ -100,7 +149,7 @@ class PerExample:
 
     def weighted_sum(self, variable: tf.Variable, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
         """The sum over groups of ``weights[i]`` times the gradient; its type is that of the ordinary gradient."""
-        plan = self._plans[variable.ref()]
+        plan = self._plan(variable)
         weights = tf.cast(weights, variable.dtype.base_dtype)
         if plan.product is not None:
             total = tf.tensordot(weights, plan.product, 1)  # [N, K]
@@ -169,6 +218,10 @@ class PerExample:
             off = tf.reduce_max(tf.abs(tf.cast(other - expected, tf.float32)))
             worst.append(off / tf.maximum(largest, 1e-30))
         return tf.raw_ops.Merge(inputs=[tf.reduce_max(worst), 0.0 * tf.reduce_sum(skipped)])[0]
+
+
+def _added(squares: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n([tf.cast(each, tf.float32) for each in squares])
 
 
 def check(objective: Objective) -> None:
@@ -271,7 +324,7 @@ def _outputs(found: Sequence[Meeting], walk: Walk) -> list[tf.Tensor]:
 
 def _plan(
     variable: tf.Variable, found: Sequence[Meeting], deltas: dict[object, tf.Tensor], groups: Groups
-) -> _Plan | None:
+) -> _Plan | _Portions | None:
     uses: list[rules.Use] = []
     factors: list[parts.Part | None] = []
     direct = True
@@ -285,7 +338,12 @@ def _plan(
             )
             uses.append(use)
             direct = direct and meeting.direct
-            factors.append(_part(variable, meeting, use, groups))
+            part = _part(variable, meeting, use, groups)
+            if isinstance(part, parts.Rowwise):
+                if meeting.direct and len(found) == len(meeting.op.outputs) == 1:
+                    return _Portions(uses, part)
+                part = part.whole()
+            factors.append(part)
     if not uses:
         return None
     whole = [part for part in factors if part is not None]
@@ -309,13 +367,15 @@ def _plan(
     return _Plan(uses, together, product, direct)
 
 
-def _part(variable: tf.Variable, meeting: Meeting, use: rules.Use, groups: Groups) -> parts.Part | None:
+def _part(variable: tf.Variable, meeting: Meeting, use: rules.Use, groups: Groups) -> parts.Part | parts.Rowwise | None:
     if meeting.direct:
         return rules.part_of(use, groups)
     read = meeting.op.inputs[meeting.index]
     if read.shape.num_elements() != 1 and not meeting.diagonal:
         return None
     part = rules.part_of(use, groups)
+    if isinstance(part, parts.Rowwise):
+        part = part.whole()
     if meeting.diagonal and not isinstance(part, parts.Direction):
         slope = tf.gradients(read, source(variable))[0]
         return None if part is None or slope is None else _times(part, tf.reshape(tf.convert_to_tensor(slope), [-1]))

@@ -8,7 +8,7 @@ Sources: outer products, Goodfellow (arXiv:1510.01799) and, over positions, Li e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -112,6 +112,27 @@ class Masked:
     a: tf.Tensor
     d: tf.Tensor
     j: tf.Tensor
+
+
+@dataclass(frozen=True)
+class Rowwise:
+    """A part that can be made of some examples at a time, because that of all takes much memory.
+
+    Attributes:
+      inputs: ``[M, …]`` each.
+      make: From rows of the inputs, the part of these examples: a ``Product`` or an ``Outer``.
+      row_bytes: What making it takes for each example.
+      numbers: How many the variable has.
+    """
+
+    inputs: tuple[tf.Tensor, ...]
+    make: Callable[..., Product | Outer]
+    row_bytes: int
+    numbers: int
+
+    def whole(self) -> Product | Outer:
+        """The part of all examples."""
+        return self.make(*self.inputs)
 
 
 Part: TypeAlias = Outer | Whole | Lookup | Direction | Product | Masked

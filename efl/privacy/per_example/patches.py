@@ -53,6 +53,11 @@ def of_convolution(op: tf.Operation, kernel: tf.Tensor) -> Window | None:
     return Window(tuple(sizes), strides, dilations, pads, 1 if first else spatial + 1, padding)
 
 
+def can_extract(image: tf.Tensor) -> bool:
+    """Whether ``extract`` has what it needs: the image's size."""
+    return None not in image.shape.as_list()[1:]
+
+
 def extract(image: tf.Tensor, window: Window) -> tf.Tensor | None:
     """``[rows, P, offsets * channels]`` of ``[rows, spatial…, channels]``; None where the image's size is not known.
 
@@ -60,9 +65,9 @@ def extract(image: tf.Tensor, window: Window) -> tf.Tensor | None:
     """
     if window.channels == 1:
         image = tf.transpose(image, [0, *range(2, image.shape.rank), 1])
-    spatial, channels = image.shape.as_list()[1:-1], image.shape.as_list()[-1]
-    if None in spatial or channels is None:
+    if not can_extract(image):
         return None
+    spatial, channels = image.shape.as_list()[1:-1], image.shape.as_list()[-1]
     offsets = int(np.prod(window.sizes))
     columns = offsets * channels
     sizes = [(size - 1) * rate + 1 for size, rate in zip(window.sizes, window.dilations)]

@@ -5,17 +5,19 @@ A rule returns None where it does not cover a case; the engine then takes its ex
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from efl.privacy.per_example import patches
 from efl.privacy.per_example.groups import Groups
 from efl.privacy.per_example.layout import Pooled, Ragged, Rows
 from efl.privacy.per_example.ops_linear import einsum_labels
-from efl.privacy.per_example.parts import Direction, Lookup, Outer, Part, Product, Whole, is_product_cheaper
+from efl.privacy.per_example.parts import Direction, Lookup, Outer, Part, Product, Rowwise, Whole, is_product_cheaper
 from efl.privacy.per_example.static import value_of
 
 
@@ -38,7 +40,7 @@ class Use:
     alone: bool = False
 
 
-Rule: TypeAlias = "Callable[[Use, Groups], Part | None]"
+Rule: TypeAlias = "Callable[[Use, Groups], Part | Rowwise | None]"
 RULES: dict[str, Rule] = {}
 
 
@@ -53,8 +55,11 @@ def rule(*types: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def part_of(use: Use, groups: Groups) -> Part | None:
-    """The per-example gradient of what an op reads, or None where no rule covers it."""
+def part_of(use: Use, groups: Groups) -> Part | Rowwise | None:
+    """The per-example gradient of what an op reads, or None where no rule covers it.
+
+    One that could be made of some rows at a time is so only where no other op reads the variable.
+    """
     if use.op.inputs[use.index].shape.num_elements() == 1 and use.op.type in _ELEMENTWISE:
         whole = _elementwise(use, groups)
         return None if whole is None else Direction(tf.reshape(whole.g, [-1]), tf.ones([1]))
@@ -172,22 +177,35 @@ def _as_factor(tensor: tf.Tensor, layout: Rows, width: int, groups: Groups) -> t
 
 
 @rule("Conv2D", "Conv3D")
-def _convolution(use: Use, groups: Groups) -> Part | None:
+def _convolution(use: Use, groups: Groups) -> Part | Rowwise | None:
     window = patches.of_convolution(use.op, use.op.inputs[use.index])
-    image = use.op.inputs[0]
-    if use.index != 1 or window is None or image.shape[window.channels] != use.op.inputs[1].shape[-2]:
+    image, kernel = use.op.inputs[0], use.op.inputs[1]
+    if use.index != 1 or window is None or image.shape[window.channels] != kernel.shape[-2]:
         return None  # grouped, or of unknown size
+    if not patches.can_extract(image):
+        return None
     layout = groups.walk.layout(image)
     assert isinstance(layout, Rows)
-    made = patches.positions_last(use.delta, window)
-    if use.alone and layout.plain and groups.rows == 1:
-        found = patches.by_columns(image, window)
-        if found is not None and is_product_cheaper(made.shape[1], found[0].shape[1], made.shape[2]):
-            return Product(tf.matmul(found[0], made), found[1])
+    sizes = kernel.shape.as_list()
+    columns, made = int(np.prod(sizes[:-1])), patches.positions_last(use.delta, window)
+    positions = made.shape[1]
+    if use.alone and layout.plain and groups.rows == 1 and is_product_cheaper(positions, columns, sizes[-1]):
+        row_bytes = columns * (positions + sizes[-1]) * image.dtype.size
+        make = functools.partial(_product_of_convolution, window=window)
+        return Rowwise((image, use.delta), make, row_bytes, columns * sizes[-1])
     taken = patches.extract(image, window)  # [rows, P, offsets * channels]
-    if taken is None:
-        return None
+    assert taken is not None
     return Outer(_flat(groups.first(taken, layout)), _flat(groups.first(made, layout)))
+
+
+def _product_of_convolution(image: tf.Tensor, delta: tf.Tensor, window: patches.Window) -> Product | Outer:
+    made = patches.positions_last(delta, window)
+    found = patches.by_columns(image, window)
+    if found is not None:
+        return Product(tf.matmul(found[0], made), found[1])
+    taken = patches.extract(image, window)
+    assert taken is not None
+    return Outer(taken, made)
 
 
 @rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
