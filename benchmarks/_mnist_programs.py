@@ -52,13 +52,15 @@ def bottom(pixels: Any, size: str, seed: int) -> Any:
     return dense(pixels, 128, seed)
 
 
-def head(hidden: Any, label: Any, seed: int) -> tuple[Any, Any]:
-    """Returns loss and accuracy, as ``(value, update_op)``."""
+def head(hidden: Any, label: Any, seed: int, each: bool = False) -> tuple[Any, Any]:
+    """Returns loss (of ``each`` row, or the mean) and accuracy, as ``(value, update_op)``."""
     import tensorflow.compat.v1 as tf
 
     label = tf.reshape(tf.cast(label, tf.int32), [-1])
     y = dense(hidden, 10, seed)
-    return tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y), tf.metrics.accuracy(label, tf.argmax(y, axis=-1))
+    reduction = tf.losses.Reduction.NONE if each else tf.losses.Reduction.SUM_BY_NONZERO_WEIGHTS
+    loss = tf.losses.softmax_cross_entropy(tf.one_hot(label, 10), y, reduction=reduction)
+    return loss, tf.metrics.accuracy(label, tf.argmax(y, axis=-1))
 
 
 def memory_batches(data: Path, role: str, one_shot: bool = True, shuffle: int | None = None) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def run_party(role: str, options: argparse.Namespace) -> None:
             hidden = tf.concat([fc1, tf.reshape(f_fc1, [-1, 128])], axis=-1)
         else:
             model.send("fc1", fc1, require_grad=True)
-        loss, accuracy = head(hidden, sample["label"], 2 if role == "leader" else 4)
+        loss, accuracy = head(hidden, sample["label"], 2 if role == "leader" else 4, options.private is not None)
         model.add_metric("accuracy", accuracy)
         return loss
 
@@ -255,8 +257,13 @@ def run_party(role: str, options: argparse.Namespace) -> None:
         tls = {name: options.certs / role / f"{name}.pem" for name in ("my_certs", "my_key", "peer_certs")}
     model = efl.FederalModel(federal_role=role, local_addr=address, peer_addr=address, **tls)
     model.input_fn(input_fn).loss_fn(loss_fn)
-    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(RATE)))
-    model.compile()
+    if options.private is None:
+        model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(RATE)))
+        model.compile()
+    else:
+        private = efl.DPGradientDescentGaussianOptimizer(1.0, 1.3, learning_rate=RATE)
+        model.optimizer_fn(efl.optimizer_fn.optimizer_setter(private))
+        model.compile(opt_config={"BACKEND_MODE": options.private})
     keep: dict[str, Any] = {}
     if options.checkpoint_dir:
         keep = {"checkpoint_dir": str(options.checkpoint_dir), "save_checkpoint_steps": options.save_steps}
@@ -291,6 +298,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--bare-channel", action="store_true", help="a bare gRPC stream in the place of efl's link")
+    parser.add_argument("--private", choices=("noise", "unnoise"), help="a private optimizer, in that BACKEND_MODE")
     parser.add_argument("--certs", type=Path, help="folder that efl certs has written")
     parser.add_argument("--initializable", action="store_true", help="an iterator whose place a checkpoint holds")
     parser.add_argument("--shuffle", type=int, metavar="ROWS", help="shuffle rows in memory, so many at a time")
