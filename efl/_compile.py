@@ -154,7 +154,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
         applied.append(tf.no_op())
     with tf.control_dependencies(applied):
         counted = tf.assign_add(model.global_step, 1)
-    moving = [*moving, *_made_since(made_before)]  # an optimizer may have made some
+    program.moving = moving = [*moving, *_made_since(made_before)]  # an optimizer may have made some
     program.set_op(tf.group(counted, *exchange, *program.step_ops(), *moving, name=_op_name("train", scope)))
 
 

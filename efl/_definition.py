@@ -178,6 +178,7 @@ class Definition:
         if program.op is None:
             program.extra_ops.append(op)
         else:
+            program.added_ops.append(op)
             program.set_op(tf.group(program.op, op))
 
 

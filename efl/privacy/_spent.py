@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from efl._task_scope import MODE
 from efl.errors import ModelError
+from efl.privacy._moved import moved_by_data
 from efl.privacy.accounting import AdversaryTable, Mechanism, Party, Releases, adversary_table, unknown_party
 from efl.privacy.noise import LABEL, Phase, label_epsilon
 
@@ -92,15 +93,13 @@ def _mechanism(phase: Phase, multiplier: float, is_one_of_several: bool) -> Mech
 
 
 def _unprotected(model: Model) -> list[str]:
-    """Variables that are trained without noise that efl adds."""
-    return [
-        variable.op.name
-        for scope, program in model._programs.items()
-        if scope.mode is MODE.TRAIN
-        for optimizer, (variables, _) in program.optimizers.items()
-        if _multiplier(optimizer) == 0.0
-        for variable in variables
-    ]
+    """Variables that are changed without noise that efl adds: by an optimizer, or by what runs beside it."""
+    names: dict[str, None] = {}
+    for scope, program in model._programs.items():
+        if scope.mode is MODE.TRAIN:
+            bare = [held for optimizer, (held, _) in program.optimizers.items() if _multiplier(optimizer) == 0.0]
+            names |= dict.fromkeys(v.op.name for held in [*bare, moved_by_data(program)] for v in held)
+    return list(names)
 
 
 def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:

@@ -74,6 +74,55 @@ def test_clipping_alone_is_no_guarantee():
     assert row.epsilon is None and row.reason.startswith("none (weights updated without noise)")
 
 
+def test_what_moves_beside_the_optimizer_is_named_if_it_depends_on_the_data():
+    def trained(add):
+        tf.reset_default_graph()
+        batch = tf.data.make_initializable_iterator(tf.data.Dataset.from_tensor_slices(X).repeat().batch(BATCH))
+        made = over(
+            lambda m, mode: efl.Sample({"x": batch.get_next()}, {"x": [tf.feature_column.numeric_column("x", 3)]})
+        )
+        loss = made.loss_fns[None]
+
+        def with_more(m, sample):
+            value = loss(m, sample)
+            add(m, sample)
+            return value
+
+        made.loss_fn(with_more)
+        made.optimizer_fn(
+            efl.optimizer_fn.optimizer_setter(efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, learning_rate=0.1))
+        )
+        made.compile(opt_config={"BATCH_SIZE": BATCH, "NUM_EXAMPLES": ROWS})
+        made.fit(efl.procedure_fn.train(max_step=2))
+        (row,) = made.privacy_spent(1e-3).rows
+        return row
+
+    def mean(name):
+        return tf.get_variable(name, [3], trainable=False)
+
+    def as_update(m, sample):
+        moved = tf.assign(mean("mean"), 0.9 * mean_of(sample))
+        tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, moved)
+
+    def mean_of(sample):
+        return tf.reduce_mean(sample["x"], 0)
+
+    def as_train_op(m, sample):
+        m.add_train_op(tf.scatter_add(mean("seen"), [0], mean_of(sample)[:1]))
+
+    def average_of_weights(m, sample):
+        average = tf.train.ExponentialMovingAverage(0.9)
+        m.add_train_op(average.apply(tf.trainable_variables()))
+        m.add_train_op(tf.assign_add(mean("noise"), tf.random.normal([3])))
+
+    for add, name in ((as_update, "mean"), (as_train_op, "seen")):
+        row = trained(add)
+        assert row.epsilon is None
+        assert row.reason == f"none (weights updated without noise): model: {name}"
+    assert trained(average_of_weights).epsilon is not None
+    assert trained(lambda m, sample: None).epsilon is not None
+
+
 def over(batch):
     """A model that is trained on batches of ``X``."""
     made = efl.Model().input_fn(batch)
