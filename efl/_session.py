@@ -8,6 +8,7 @@ cached callable.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf import config_pb2
 
+from efl import _closing
 from efl.errors import ModelError
 
 
@@ -75,6 +77,9 @@ class HookedSession:
     ) -> None:
         self._before_run = before_run
         self._session = tf.Session(graph=graph, config=default_config() if config is None else config)
+        _closing.prepare()
+        # Also where nobody closes it: when it is collected, and at the program's end.
+        self._closing = weakref.finalize(self, _closing.close, self._session)
         self._coordinator = tf.train.Coordinator()
         self._callables: dict[tuple[int, ...], tuple[tuple[Any, ...], Callable[..., Any]]] = {}
         self._hooks: tuple[tf.train.SessionRunHook, ...] = ()
@@ -155,7 +160,7 @@ class HookedSession:
                 hook.end(self._session)
 
     def close(self) -> None:
-        """Stops the queue runners and closes the session."""
+        """Stops the queue runners and closes the session, or has it closed where that takes long."""
         self._coordinator.request_stop()
-        self._session.close()
+        self._closing()
         self._callables.clear()
