@@ -67,6 +67,7 @@ SETTINGS = {
     "relu, batch 2048": Setting(2.0, batch=2048, average=0.9),
     "tanh, clip 0.1, batch 2048": Setting(30.0, clip=0.1, batch=2048, activation="tanh", average=0.9),
     "seed, noise 0.7": Setting(0.25, noise=0.7),
+    "rate 0.5, noise 0.7": Setting(0.5, noise=0.7),
     "tanh, average, noise 0.7": Setting(0.5, activation="tanh", average=0.99, noise=0.7),
     "tanh, batch 2048, noise 0.7": Setting(4.0, batch=2048, activation="tanh", average=0.9, noise=0.7),
 }
