@@ -89,7 +89,7 @@ MIXING: dict[str, tuple[Make, str]] = {
     ),
     "data in a function": (
         lambda x: _dense(x) * tf.cond(tf.constant(True), lambda: tf.reduce_mean(_source()), lambda: 1.0),
-        "nothing is known of what a function does",
+        "nothing is known of a branch that reads data of its own",
     ),
     "contrast of a batch of rows": (
         lambda x: tf.image.adjust_contrast(tf.reshape(_dense(x), [-1, 2, 2]), 2.0),
@@ -229,3 +229,30 @@ def test_a_microbatch_that_does_not_divide_the_batch() -> None:
     x = tf.placeholder(tf.float32, [8, 4])
     with pytest.raises(ModelError, match="no multiple of a micro-batch's 3 rows"):
         per_example.differentiate(per_example.Objective(_rows(_dense(x))), tf.trainable_variables(), rows=3)
+
+
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        (lambda x, flag: tf.cond(flag, lambda: x - tf.reduce_mean(x, 0), lambda: x), r"in a branch 'Mean' \(Mean\): "),
+        (lambda x, flag: tf.cond(flag, lambda: x, lambda: tf.reverse(x, [0])), "in a branch "),
+        (
+            lambda x, flag: tf.cond(flag, lambda: x, lambda: tf.zeros([5, 4])),
+            "its branches give tensors of different kinds",
+        ),
+        (
+            lambda x, flag: tf.cond(tf.reduce_max(x) > 0, lambda: x, lambda: 2 * x),
+            "Max.*over the examples|a condition on the data",
+        ),
+        (
+            lambda x, flag: tf.cond(flag, lambda: _dense(x)[:, :4], lambda: x),
+            "a branch that uses a variable; apply the layer, or read the variable, outside of tf.cond",
+        ),
+    ],
+    ids=["mean", "reverse", "constant", "data", "variable"],
+)
+def test_branches_that_are_refused(branch, message):
+    tf.reset_default_graph()
+    x, flag = tf.placeholder(tf.float32, [None, 4]), tf.placeholder(tf.bool, [])
+    with pytest.raises(ModelError, match=message):
+        per_example.differentiate(per_example.Objective(_rows(_dense(branch(x, flag)))), tf.trainable_variables())

@@ -275,6 +275,44 @@ def test_a_variable_behind_a_stopped_gradient_is_not_trained() -> None:
     assert {v.op.name for v in found.variables} == {"trained/kernel", "trained/bias"}
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_branches_by_a_flag(taken: bool) -> None:
+    """What dropout is made of where a flag turns it off; another branch lies in the branch."""
+
+    def build() -> Built:
+        x, flag = image("x", 6), tf.placeholder_with_default(taken, [])
+        h = tf.layers.dense(x, 4, activation="tanh")
+        h = tf.cond(flag, lambda: tf.exp(h) * x[:, :4], lambda: tf.nn.softmax(h))
+        h = tf.cond(flag, lambda: tf.cond(flag, lambda: h + 1.0, lambda: h), lambda: tf.concat([h[:, :2], x[:, 4:]], 1))
+        h = tf.layers.dropout(h, 0.5, training=tf.logical_and(flag, False))
+        return Built(_values(tf.layers.dense(h, 3)), {"x": x})
+
+    assert_equal(build, {"x": random(6)})
+
+
+def test_dropout_that_a_flag_turns_on() -> None:
+    from efl.privacy import per_example
+
+    tf.reset_default_graph()
+    x, flag = image("x", 6), tf.placeholder(tf.bool, [])
+    h = tf.layers.dropout(tf.layers.dense(x, 50, name="a"), 0.5, training=flag)
+    loss = tf.reduce_sum(h, 1)
+    gradients = per_example.differentiate(per_example.Objective(loss), tf.trainable_variables())
+    bias = next(v for v in gradients.variables if v.op.name == "a/bias")
+    kept = (
+        tf.gradients(tf.reduce_sum(h), bias)[0],
+        gradients.weighted_sum(bias, tf.ones([6])),
+        gradients.squared_norm(bias),
+    )
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        for on in (True, False):
+            whole, total, norms = sess.run(kept, {x: random(6), flag: on})
+            np.testing.assert_allclose(total, whole, rtol=1e-5)  # the same numbers were dropped
+            assert (norms.min() > 60) if on else np.allclose(norms, 50)
+            assert not on or len(set(norms.tolist())) > 1
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_detour_is_exact(rows: int) -> None:
     """What has no rule: a normalised kernel, a learned token beside the input, a weight in a quotient of powers."""

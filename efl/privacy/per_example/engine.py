@@ -12,14 +12,23 @@ from dataclasses import dataclass, field
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
-from efl.privacy.per_example import ops_elementwise, ops_linear, ops_shape, ops_sparse, parts, portions, rules
+from efl.privacy.per_example import (
+    ops_control,
+    ops_elementwise,
+    ops_linear,
+    ops_shape,
+    ops_sparse,
+    parts,
+    portions,
+    rules,
+)
 from efl.privacy.per_example.groups import Groups
 from efl.privacy.per_example.layout import Mixed, Ragged, Rows, Shared
 from efl.privacy.per_example.uses import Meeting, examples_of, meetings, source
 from efl.privacy.per_example.walk import Walk
 
 _log = logging.getLogger("efl")
-_RULES = (ops_elementwise, ops_linear, ops_shape, ops_sparse)  # loaded, they have registered their rules
+_RULES = (ops_control, ops_elementwise, ops_linear, ops_shape, ops_sparse)  # loaded, they have registered their rules
 
 
 @dataclass(frozen=True)

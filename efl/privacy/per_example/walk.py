@@ -28,6 +28,8 @@ _SOURCES = frozenset(
         "DatasetToSingleElement", "ReduceDataset",
     }
 )  # fmt: skip
+#: ``tf.cond`` where control flow is made of functions.
+CONDITIONALS = ("If", "StatelessIf")
 _VARIABLES = frozenset({"VarHandleOp", "Variable", "VariableV2"})
 _APPLIED = ("ResourceApply", "ResourceSparseApply", "ResourceScatter")  # by an optimizer
 # Where the sizes of a tensor stay what they were.
@@ -98,12 +100,15 @@ class Walk:
         self._layouts: dict[Any, Layout] = {}
         self._parts: dict[Any, Partition] = {}
         self._targets = list(targets)
-        self.ops = _in_order(targets)
-        self._members = set(self.ops)
         # What writes into these is an optimizer: that is who makes it private, or is told that it does not.
         self._trained = {v.handle.op for v in tf.trainable_variables() if getattr(v, "handle", None) is not None}
         for tensor in examples:
             self._source(tensor)
+        self._visit(targets)
+
+    def _visit(self, targets: Sequence[tf.Tensor]) -> None:
+        self.ops = _in_order(targets)
+        self._members = set(self.ops)
         for op in self.ops:
             known = [self._layouts.get(t.ref()) for t in op.outputs]
             if all(layout is not None for layout in known) and known:
@@ -182,7 +187,7 @@ class Walk:
         if op.type in _VARIABLES:
             return [_of_variable(op, op in self._trained)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
-        if all(isinstance(layout, Shared) for layout in ins):
+        if all(isinstance(layout, Shared) for layout in ins) and op.type not in CONDITIONALS:
             return [_without_rows(op)] * len(op.outputs)
         if op.type in _SIZES and not any(isinstance(layout, Pooled) for layout in ins):
             return [self._size_of(op, t, layout) for t, layout in zip(op.inputs, ins, strict=True)]
@@ -230,6 +235,8 @@ def _of_variable(op: tf.Operation, is_trained: bool) -> Layout:
     writer = _writer_of_rows(op, is_trained, set())
     if writer is None:
         return SHARED
+    if writer.type in CONDITIONALS:
+        return Mixed(writer, "a branch that uses a variable; apply the layer, or read the variable, outside of tf.cond")
     return Mixed(writer, "it writes what it computes of rows into a variable that the loss reads")
 
 
