@@ -8,7 +8,6 @@ cached callable.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,9 +76,7 @@ class HookedSession:
     ) -> None:
         self._before_run = before_run
         self._session = tf.Session(graph=graph, config=default_config() if config is None else config)
-        _closing.prepare()
-        # Also where nobody closes it: when it is collected, and at the program's end.
-        self._closing = weakref.finalize(self, _closing.close, self._session)
+        self._closing = _closing.look_after(self, self._session)
         self._coordinator = tf.train.Coordinator()
         self._callables: dict[tuple[int, ...], tuple[tuple[Any, ...], Callable[..., Any]]] = {}
         self._hooks: tuple[tf.train.SessionRunHook, ...] = ()
