@@ -141,6 +141,18 @@ class CheckpointStore:
 
     # ---- writing
 
+    def _reclaim(self) -> None:
+        """Claims the folder again where somebody has deleted it, and this process' claim with it."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / ".lock")):
+                return
+        _log.warning("%s was deleted while it was in use: the checkpoints that lay there are gone", self.folder)
+        self._lock.close()
+        self._lock = None
+        self.lock()
+
     def save(self, session: tf.Session, saver: tf.train.Saver, position: Position, state: dict[str, Any]) -> Path:
         """Writes one checkpoint; a failure leaves the earlier ones as they are.
 
@@ -149,6 +161,7 @@ class CheckpointStore:
         """
         target, scratch = self._path(position), self.folder / f"{_SCRATCH}-{position.name}"
         replaced = self.folder / f"{_REPLACED}{position.name}"
+        self._reclaim()
         try:
             _make(self.folder)
             shutil.rmtree(scratch, ignore_errors=True)
@@ -297,7 +310,9 @@ def newest_prefix(path: str) -> str:
             return str(latest)
     elif tf.train.checkpoint_exists(path):
         return path
-    raise CheckpointError(f"{path}: no checkpoint there (expected a folder of checkpoints or the prefix of one)")
+    below = sorted({str(found.parents[1]) for found in folder.glob(f"*/*/*/{_PREFIX}.index")})
+    hint = f"; there are checkpoints in {', '.join(below[:5])}: give one of these folders" if below else ""
+    raise CheckpointError(f"{path}: no checkpoint there (expected a folder of checkpoints or the prefix of one){hint}")
 
 
 def reason_of(error: OSError | tf.errors.OpError) -> str:

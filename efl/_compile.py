@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,15 @@ def _compile_loss(model: Model, scope: TaskScope, name: str) -> list[Any]:
         if not loss.dtype.is_floating:
             raise ModelError(f"loss_fn of {name} returned a {loss.dtype.name} tensor: expected floating point")
         program.loss_given = loss
+        rank = loss.shape.rank or 0
+        if rank > 1 and loss.shape[-1] != 1 and model._sent(scope):
+            _log.warning(
+                "loss_fn of %s returned a tensor of shape %s, whose mean or sum (REDUCE) is minimised beside what the "
+                "peer's gradients ask for. If they alone are to train what was sent, return the very tensor that was "
+                "handed to send(), or None",
+                name,
+                loss.shape,
+            )
         loss = model._opt_config.to_scalar(loss, f"loss_fn of {name}")
     program.loss, program.has_loss = loss, True
     if scope.task not in model._opt_fns and tf.trainable_variables():
@@ -125,6 +135,14 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
         derived = private_training.differentiate(model, program, assignments, private, sent, received, name)
     else:
         derived = gradients.differentiate(loss, sent, variables, [tensor for _, tensor in received])
+        for number in derived.unconnected:
+            _log.warning(
+                "%s: nothing that is differentiated depends on the received tensor %r, so the peer gets zeros for its "
+                "gradient in every step: is it used, and on no way through tf.stop_gradient, tf.argmax or a rounding? "
+                "Otherwise leave out require_grad on both sides",
+                name,
+                received[number][0],
+            )
     model._return_gradients(scope, derived.received, undivided=bool(private))
     by_variable = dict(zip(variables, derived.variables))
     exchange = model._exchange_ops(scope, program.sample)
@@ -259,7 +277,16 @@ def _assignments(model: Model, scope: TaskScope, name: str) -> dict[Any, tuple[l
     for optimizer, assigned in returned.items():
         if not (isinstance(assigned, (tuple, list)) and len(assigned) == 2):
             raise ModelError(f"optimizer_fn of {name}: {assigned!r:.100} is not a (variables, scope) pair")
+        if isinstance(optimizer, tf.train.SyncReplicasOptimizer):
+            raise ModelError(f"optimizer_fn of {name}: SyncReplicasOptimizer needs several workers, which efl has not")
         result[optimizer] = (list(assigned[0]), assigned[1])
+    counts = Counter(v.ref() for held, _ in result.values() for v in held)
+    twice = [ref.deref().op.name for ref, count in counts.items() if count > 1]
+    if twice:
+        raise ModelError(
+            f"optimizer_fn of {name} gives {', '.join(twice[:5])} to more than one optimizer, or twice: each would be "
+            "applied in every step, in no order. Give each variable to one (scope_optimizer does, by scopes)"
+        )
     if not any(held for held, _ in result.values()):
         return {}
     return result

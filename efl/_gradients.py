@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import tensorflow.compat.v1 as tf
@@ -131,6 +131,7 @@ class Derivatives:
 
     variables: list[Gradient]
     received: list[tf.Tensor]
+    unconnected: list[int] = field(default_factory=list)  # numbers of received tensors that only get zeros
 
 
 def differentiate(
@@ -159,7 +160,8 @@ def differentiate(
         tf.zeros_like(t) if g is None else tf.convert_to_tensor(g)
         for t, g in zip(received, gradients[len(variables) :])
     ]
-    return Derivatives(gradients[: len(variables)], back)
+    none = [number for number, g in enumerate(gradients[len(variables) :]) if g is None]
+    return Derivatives(gradients[: len(variables)], back, none)
 
 
 def surrogate(loss: tf.Tensor | None, sent: Sequence[Sent]) -> tf.Tensor:

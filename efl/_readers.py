@@ -71,6 +71,17 @@ def own(program: Program) -> list[Any]:
     return [reader for reader in tf.get_collection(READERS) if reader.scope == program.scope]
 
 
+def open_one_shots(session: tf.Session, program: Program) -> None:
+    """Makes the one-shot iterators of a program, outside of its steps.
+
+    One that is made by a step which the peer's end cancels keeps that error, and can never be read again.
+    """
+    if program.sample is not None:
+        made = [handle for handle in iterators_of(program) if handle.type == "OneShotIterator"]
+        if made:
+            session.run(made)
+
+
 def restart(session: tf.Session, program: Program) -> None:
     """Begins a program's data again, after its end."""
     readers = own(program)

@@ -538,6 +538,9 @@ class Model(Definition):
             else:
                 deferred.flush(self.session.raw_session())
 
+    def _open_readers(self, program: Program) -> None:
+        _readers.open_one_shots(self.session.raw_session(), program)
+
     def _restart_readers(self, program: Program) -> None:
         _readers.restart(self.session.raw_session(), program)
 

@@ -9,6 +9,7 @@ the same procedure; the handshake compares name and arguments, a time limit is t
 
 from __future__ import annotations
 
+import numbers
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ class Procedure:
     arguments: Mapping[str, Any]
     body: Callable[[Model], None] = field(compare=False)
     trains: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", {key: _plain(value) for key, value in self.arguments.items()})
 
     def __call__(self, model: Model) -> None:
         """Runs the stages of ``model``."""
@@ -227,6 +231,16 @@ def cotrain(
     return Procedure("cotrain", arguments, body)
 
 
+def _plain(value: Any) -> Any:
+    """A JSON value; equal numbers become the same, whatever their types."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    return value
+
+
 def _only(model: Model, mode: MODE, task: str | None) -> str | None:
     tasks = model.tasks(mode)
     if task is not None or tasks == [None] or not tasks:
@@ -240,11 +254,11 @@ def _only(model: Model, mode: MODE, task: str | None) -> str | None:
 
 def _positive(**counts: int | None) -> None:
     for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1):
             raise ConfigError(f"{name}={count!r}: expected a positive whole number, or None")
 
 
 def _positive_seconds(**seconds: float | None) -> None:
     for name, value in seconds.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0):
             raise ConfigError(f"{name}={value!r}: expected a positive number of seconds, or None")

@@ -338,6 +338,11 @@ class Exchange:
         if channel is not None and keys:
             channel.consumed(keys)
 
+    def untaken(self, besides: Scope) -> bool:
+        """Whether something has come, in another scope, that the graph has not taken yet."""
+        with self._lock:
+            return any(scope.ahead for scope in self._scopes.values() if scope is not besides)
+
     def taken(self, scope: Scope, name: str) -> None:
         """The graph took the oldest message of ``name``, in a scope without steps."""
         with self._lock:

@@ -40,14 +40,20 @@ class CommunicatorHook(tf.train.SessionRunHook):
 
     def before_run(self, run_context: tf.train.SessionRunContext) -> None:
         """Begins a step."""
+        exchange = self._communicator.exchange
         try:
-            self._communicator.exchange.begin(self._scope)
+            exchange.begin(self._scope)
+        except PeerClosed as error:
+            # What a reader was told before the goodbye is still there to be taken; no step of tensors is.
+            if not exchange.untaken(besides=self._scope):
+                self._raise(error)
         except EflError as error:
             self._raise(error)
 
     def after_run(self, run_context: tf.train.SessionRunContext, run_values: tf.train.SessionRunValues) -> None:
         """Ends the step."""
-        self._communicator.exchange.complete(self._scope)
+        if self._scope.running is not None:
+            self._communicator.exchange.complete(self._scope)
 
     def end(self, session: tf.Session) -> None:
         """Raises what ended the conversation, if it failed; says goodbye otherwise."""

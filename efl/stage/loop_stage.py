@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 import time as clock
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from efl._graph import as_graph_tensor
 from efl._graph_checks import raise_if_refused
+from efl._program import Program
 from efl._steps import marks
 from efl._task_scope import MODE
 from efl.errors import ConfigError, NonFiniteLoss
@@ -44,7 +46,7 @@ class LoopStage(Stage):
     def __init__(
         self, run_ops: Any, is_training: bool = True, step: int | None = None, time: float | None = None
     ) -> None:
-        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 1):
+        if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 1):
             raise ConfigError(f"step={step!r}: expected a positive number of steps, or None")
         if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float)) or not time > 0):
             raise ConfigError(f"time={time!r}: expected a positive number of seconds, or None")
@@ -78,6 +80,7 @@ class LoopStage(Stage):
         fetches = (program.op, *program.fetched, *self._extra(program.op), *program.lookups())
         feeds, values = model._feeds(program, feed_dict or {})
         session = model.session
+        model._open_readers(program)
         model._settle_noise(training=program.scope.mode is MODE.TRAIN and model._has(program))
         session.activate(program.hooks)
         report = model._reporter.stage(program, self._step, manager.steps)
@@ -156,12 +159,29 @@ class LoopStage(Stage):
         finally:
             model._stepping(False)
             report.stop()
+        self._tell_early_end(program, session.should_stop())
         manager.leave_loop()
         program.exhausted = self.finish and told
         if self.finish and not self.is_training:
             model._restart_readers(program)
         report.end()
         session.activate(())
+
+    def _tell_early_end(self, program: Program, stopped: bool) -> None:
+        taken = self.model.stage_mgr.steps
+        if not self.is_training or not self.finish or stopped or not self.model._has(program):
+            return
+        if not self.model.steps_trained:
+            _log.warning(
+                "%s: nothing was trained: the data of %s ended before the first step. Is there a whole batch in it "
+                "(batch_size, drop_remainder, the folder)?",
+                self.model._who,
+                program.scope,
+            )
+        elif self._step is not None and taken < self._step:
+            _log.info(
+                "%s: the data of %s ended after %d of %d steps", self.model._who, program.scope, taken, self._step
+            )
 
     def _extra(self, op: tf.Operation) -> Sequence[Any]:
         # Converted once: a variable, or what an assignment to one returns, makes a new op each time it is read.

@@ -83,6 +83,9 @@ class ModelBank(Stage):
                     f"{', '.join(sorted(shapes))}"
                 )
             pairs = dict(load)
+            unknown = sorted(new for new in pairs.values() if new not in variables)
+            if unknown:
+                _log.warning("model bank %s: the graph has no %s: passed over", name, ", ".join(unknown))
         else:
             pairs = {
                 old: old

@@ -339,6 +339,32 @@ write(got)
     assert written["follower"]["test"] == [["other", 2**40 + i] for i in range(3)]
 
 
+def test_states_that_were_told_before_a_goodbye_are_taken_after_it(tmp_path):
+    leader = """
+block, row = tf.placeholder(tf.string), tf.placeholder(tf.int64)
+tell, stop = comm.send_reader_state('train', block, row), comm.terminate_reader('train')
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    for i in range(3):
+        sess.run(tell, {block: f'part-{i}', row: i})
+    sess.run(stop)
+"""
+    follower = """
+import time
+state, got = comm.recv_reader_state('train'), []
+with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
+    while True:
+        try:
+            block, row = sess.run(state)
+        except tf.errors.OutOfRangeError as error:
+            write([got, 'ended the run' in str(error)])
+            break
+        got.append(int(row))
+        time.sleep(0.5)
+"""
+    _, written = talk(tmp_path, leader, follower)
+    assert written["follower"] == [[0, 1, 2], False]  # and the end that it was told, not the goodbye
+
+
 # ---- narrow pools
 
 

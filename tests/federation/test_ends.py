@@ -243,3 +243,25 @@ def test_evaluating_a_checkpoint_that_is_not_there(tmp_path):
     code = both("eval()", fit="checkpoint_dir='nothing'")
     results = run_both(tmp_path, code, code, expect=(1, 1))
     assert "eval() evaluates a checkpoint, and nothing/leader/0 holds none" in results["leader"].output
+
+
+@pytest.mark.parametrize("empty", ["leader", "follower"])
+def test_an_evaluation_without_rows_at_one_party_leaves_the_others_iterator_usable(tmp_path, empty):
+    tests = {f"{role}_test": {"rows": 0 if role == empty else 32, "epochs": 1} for role in ("leader", "follower")}
+    code = both("train_and_evaluate(train_step=2, eval_step=2, max_iter=2)", **tests)
+    run_both(tmp_path, code, code)
+    for role in ("leader", "follower"):
+        assert [entry["step"] for entry in history(tmp_path, role) if entry["mode"] == "train"][-1] == 4
+
+
+def test_a_run_that_trains_nothing_says_so_and_one_that_ends_early_too(tmp_path):
+    results = run_both(tmp_path, *[both("train(max_step=5)", {"rows": 0}, {"rows": 0})] * 2)
+    for role, result in results.items():
+        assert f"{role}: nothing was trained: the data of train ended before the first step. Is there a whole" in (
+            result.output
+        )
+    short = {"rows": 32, "epochs": 1}
+    results = run_both(tmp_path, *[both("train(max_step=5)", short, short)] * 2)
+    for role, result in results.items():
+        assert f"{role}: the data of train ended after 2 of 5 steps" in result.output
+        assert "nothing was trained" not in result.output

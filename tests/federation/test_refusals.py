@@ -399,3 +399,28 @@ def test_a_party_that_is_killed_is_missed_within_seconds(tmp_path, victim):
     assert result.returncode == 1
     assert re.search(rf"lost the {victim} .* at step \d+ of train", result.output)
     assert re.search(rf"PeerLost: the {victim} .* did not come back within peer_timeout=3 s", result.output)
+
+
+def test_what_trains_nothing_or_something_else_than_was_meant_is_told(tmp_path):
+    leader = """
+def loss_fn(m, s):
+    m.recv('h', require_grad=True, shape=[None, 5])
+    return cross_entropy(s['label'], dense(s['x'], 4, 3, 'top'))
+"""
+    follower = """
+def loss_fn(m, s):
+    h = dense(s['x'], 4, 5, 'right')
+    m.send('h', tf.identity(h), require_grad=True)
+    return h
+"""
+    common = """
+batch = batches()
+model = efl.FederalModel()
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(loss_fn).optimizer_fn(optimizer()).compile()
+model.fit(efl.procedure_fn.train(max_step=2), log_step=1)
+"""
+    results = run_both(tmp_path, leader + common, follower + common)
+    assert "nothing that is differentiated depends on the received tensor 'h'" in results["leader"].output
+    told = results["follower"].output
+    assert "returned a tensor of shape (None, 5), whose mean or sum (REDUCE) is minimised" in told
+    assert "return the very tensor that was handed to send(), or None" in told
