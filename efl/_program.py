@@ -90,6 +90,7 @@ class Program:
       metrics_initializer: Starts these metrics afresh.
       known_ops: Every op that was ever this program's.
       exhausted: Its reader came to the end of the data.
+      one_shots: The one-shot iterators that it reads; None before they were looked for.
     """
 
     scope: TaskScope
@@ -108,6 +109,7 @@ class Program:
     metrics_initializer: tf.Operation | None = None
     known_ops: list[tf.Operation] = field(default_factory=list)
     exhausted: bool = False
+    one_shots: list[tf.Operation] | None = None
     _lookups: tuple[tf.Operation, list[tf.Operation]] | None = None
 
     def set_op(self, op: tf.Operation) -> None:

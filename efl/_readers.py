@@ -76,10 +76,11 @@ def open_one_shots(session: tf.Session, program: Program) -> None:
 
     One that is made by a step which the peer's end cancels keeps that error, and can never be read again.
     """
-    if program.sample is not None:
-        made = [handle for handle in iterators_of(program) if handle.type == "OneShotIterator"]
-        if made:
-            session.run(made)
+    if program.one_shots is None:
+        handles = () if program.sample is None else iterators_of(program)
+        program.one_shots = [handle for handle in handles if handle.type == "OneShotIterator"]
+    if program.one_shots:
+        session.run(program.one_shots)
 
 
 def restart(session: tf.Session, program: Program) -> None:
