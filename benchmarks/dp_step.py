@@ -11,7 +11,8 @@ Every program is a process of its own that trains one network on random images, 
 * ``jax none``, ``jax vmap``: the same in JAX, compiled, and ``vmap`` over ``grad``, where it is installed.
 
 Networks: ``cnn`` is the seed's (two convolutions, two dense layers), ``dense`` a half of the split MNIST model.
-Measurements take turns, so that a busy machine slows all of them alike; a round is some steps of each. Memory is the
+Measurements take turns, so that a busy machine slows all of them alike; a round is some steps of ours and one of the
+others. Memory is the
 peak of the process above what it held when the graph was built.
 """
 
@@ -99,12 +100,15 @@ def step_of(program: str, network: str, batch: int) -> Callable[[], Any]:
     return session.make_callable(op)
 
 
-def measure(network: str, batch: int, rounds: int, steps: int, slow: bool) -> dict[str, tuple[float, float, float]]:
+def measure(
+    network: str, batch: int, rounds: int, steps: int, slow: bool, others: bool = False
+) -> dict[str, tuple[float, float, float]]:
     """Program -> (median ms a step, median ratio to none of the same round, peak MiB)."""
     common = ["--network", network, "--batch", str(batch)]
-    programs = [p for p in PROGRAMS if p not in SLOW or slow] + _other_frameworks.installed()
+    programs = [p for p in PROGRAMS if p not in SLOW or slow] + (_other_frameworks.installed() if others else [])
     commands = {name: [sys.executable, __file__, "--serve", name, *common] for name in programs}
-    return by_turns(commands, rounds, steps, {name: 2 for name in programs if name in SLOW})
+    turns = {name: 2 if name in SLOW else min(rounds, 9) for name in programs if name not in ("none", "efl")}
+    return by_turns(commands, rounds, steps, turns)
 
 
 def main() -> None:
@@ -125,7 +129,7 @@ def main() -> None:
         batches = [arguments.batch] if arguments.quick or network != "cnn" else [arguments.batch, 4 * arguments.batch]
         for batch in batches:
             slow = not arguments.quick and network == "cnn" and batch == arguments.batch
-            found = measure(network, batch, rounds, steps, slow)
+            found = measure(network, batch, rounds, steps, slow, batch == arguments.batch)
             results[f"{network} {batch}"] = {name: [round(value, 3) for value in held] for name, held in found.items()}
             for name, (spent, ratio, peak) in found.items():
                 rows.append((f"{network}, {batch}", name, f"{spent:,.2f}", f"{ratio:.2f}", f"{peak:,.0f}"))

@@ -347,9 +347,10 @@ class Conversation(stream.Handler):
         if reasons and all(" could not go on: " in reason for reason in reasons):
             return HandshakeError("; ".join(reasons))
         lines = "".join(f"\n  - {reason}" for reason in reasons)
+        # A reason that says what to do says it better.
+        advice = "" if "start both again" in lines else "\nMake both programs say the same and start them again."
         return HandshakeError(
-            f"the {self.hello.role} and {self.link.peer_label} do not agree on what to run:{lines}\n"
-            "Make both programs say the same and start them again."
+            f"the {self.hello.role} and {self.link.peer_label} do not agree on what to run:{lines}{advice}"
         )
 
     def consumed(self, keys: Iterable[tuple[str, int]]) -> None:
