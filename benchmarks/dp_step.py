@@ -12,8 +12,7 @@ Every program is a process of its own that trains one network on random images, 
 
 Networks: ``cnn`` is the seed's (two convolutions, two dense layers), ``dense`` a half of the split MNIST model.
 Measurements take turns, so that a busy machine slows all of them alike; a round is some steps of ours and one of the
-others. Memory is the
-peak of the process above what it held when the graph was built.
+others. Memory is the peak of the process above what it held when the graph was built.
 """
 
 from __future__ import annotations
