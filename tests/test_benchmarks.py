@@ -36,16 +36,21 @@ def test_serialising_a_step_of_the_split_model_is_measured(benchmark_modules):
     assert 0 < mnist_split.serialise_ms() < 1000
 
 
-def test_the_split_model_is_measured_over_efls_link_and_over_a_bare_stream(data):
+def test_the_split_model_is_measured_over_efls_link_and_over_a_bare_stream_and_with_privacy(data):
+    import dp_split
     import mnist_split
 
     programs = {name: mnist_split.PROGRAMS[name] for name in ("bare", "stream", "unlinked", "federated")}
+    programs["noise"] = dp_split.PROGRAMS["noise"]
     memory = mnist_split.measure(programs, data, "memory", 2, 4)
     small = {**memory, "model": memory["bare"]}
     numbers, text = mnist_split.report({"small": small, "memory": memory, "large": memory}, 0.01)
     assert numbers["ratio"] > 0
     for goal in ("exactly once", "all of efl"):
         assert f"| {goal}: " in text
+    private = {"none": memory["federated"], "noise": memory["noise"], "unnoise": memory["noise"]}
+    numbers, text = dp_split.report({"small": private, "memory": private}, "digits", 2)
+    assert numbers["ratio"] > 0 and "| records: noise / none | " in text
 
 
 def test_private_steps_are_measured(benchmark_modules):
