@@ -14,7 +14,8 @@ import tensorflow.compat.v1 as tf
 from efl.privacy.per_example import parts
 
 # What one portion may take. Less costs time (a product for each example is faster over many), more costs memory.
-_PORTION_BYTES = 16 << 20
+_PORTION_BYTES = 8 << 20
+_AT_ONCE = 2  # portions, so that one is made while another is added up
 
 
 def rows_at_once(held: Sequence[parts.Rowwise]) -> int:
@@ -76,7 +77,7 @@ def clipped(
         lambda start, *_: start < size,
         body,
         (tf.constant(0), *arrays, zeros),
-        parallel_iterations=1,
+        parallel_iterations=_AT_ONCE,
         back_prop=False,
     )
     results = []
