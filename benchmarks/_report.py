@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +57,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
     """A Markdown table; the first ``words`` columns are words, the others numbers."""
     marks = ["---" if column < words else "---:" for column in range(len(headings))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *rows))
+
+
+def command_line(doc: str | None, quick: str = "few, short rounds: a check that it runs") -> argparse.ArgumentParser:
+    """What every benchmark is asked for."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
+    return parser
+
+
+def finish(title: str, text: str, numbers: Mapping[str, object], file: Path | None) -> None:
+    """Prints the tables and, as the last line, the numbers; writes both to ``file``, where one is given."""
+    line = json.dumps(numbers)
+    print(f"{text}\n{line}")
+    if file is not None:
+        record(file, title, f"{text}\n\n```json\n{line}\n```")
 
 
 def record(path: Path, title: str, text: str) -> None:

@@ -25,8 +25,6 @@ JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -36,7 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _running import MEMORY_ROWS, Program, Running, difference_ms, make_data, measure, step_ms
 
 from efl._ports import free_port
@@ -158,11 +156,9 @@ def report(
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
-    parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where checkpoints are written, for the time of it")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     rounds, every, saves, times = (3, 20, 4, 1) if options.quick else (11, 50, 8, 3)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -175,10 +171,7 @@ def main() -> None:
             tries = [measure_resume(Path(made), folder, who, name, 100) for folder in folders]
             resumes[f"{who}, {name}"] = {part: statistics.median(one[part] for one in tries) for part in tries[0]}
     numbers, text = report(costs, resumes, f"{data}, medians of {rounds} interleaved rounds and {times} resumes")
-    print(text)
-    print(json.dumps(numbers))
-    if options.record is not None:
-        record(options.record, "checkpoint", f"{text}\n\n```json\n{json.dumps(numbers)}\n```")
+    finish("checkpoint", text, numbers, options.record)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ The best of several settings was chosen by looking at the test images; how many 
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import record, table
+from _report import command_line, finish, table
 
 _ROOT = Path(__file__).resolve().parents[1]
 ROWS, DELTA = 60_000, 1e-5
@@ -156,11 +154,9 @@ def epsilons(setting: Setting) -> tuple[float, float, float]:
 
 def main() -> None:
     """Runs and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "one epoch of each setting")
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's four IDX files")
-    parser.add_argument("--quick", action="store_true", help="one epoch of each setting")
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), help="these settings only")
-    parser.add_argument("--record", type=Path, help="also write what is printed to this file")
     arguments = parser.parse_args()
     data, rows, best = load(arguments.data), [], 0.0
     results: dict[str, Any] = {}
@@ -185,10 +181,9 @@ def main() -> None:
              "ε, replace one", "reported, no guarantee")  # fmt: skip
 
     text = f"{table(heads, rows, words=2)}\n\n{len(results)} settings were tried; each run is one seed.\n"
-    line = json.dumps({"benchmark": "dp_accuracy", "best": round(best, 4), "results": results})
-    print(f"{text}\n{line}")
-    if arguments.record:
-        record(arguments.record, "dp_accuracy", f"{text}\n```json\n{line}\n```")
+    finish(
+        "dp_accuracy", text, {"benchmark": "dp_accuracy", "best": round(best, 4), "results": results}, arguments.record
+    )
 
 
 if __name__ == "__main__":

@@ -16,16 +16,14 @@ They take turns, each table size in a run of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import queue
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _steps_served import by_turns, serve
 
 PROGRAMS = ("none", "waiting", "whole")
@@ -112,10 +110,8 @@ def measure(rows: int, batch: int, rounds: int, steps: int, whole: bool) -> dict
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds, without the largest tables")
+    parser = command_line(__doc__, "few rounds, without the largest tables")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--record", type=Path, help="also write what is printed to this file")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, default=SIZES[0], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -132,12 +128,9 @@ def main() -> None:
             rows.append((f"{size:,}", name, f"{spent:,.2f}", f"{ratio:.2f}", f"{peak:,.0f}"))
         goals.append(Goal(f"tables of {size:,} rows: waiting / none", found["waiting"][1], MOST, least=False))
     heads = ("rows of a table", "program", "ms a step", "times none", "peak MiB above idle")
-    text = f"{table(heads, rows, words=2)}\n\n{goals_table(goals)}\n"
+    text = f"{table(heads, rows, words=2)}\n\n{goals_table(goals)}"
     ratio = max(held["waiting"][1] for held in results.values())
-    line = json.dumps({"benchmark": "dp_embedding", "ratio": ratio, "results": results})
-    print(f"{text}\n{line}")
-    if arguments.record:
-        record(arguments.record, "dp_embedding", f"{text}\n```json\n{line}\n```")
+    finish("dp_embedding", text, {"benchmark": "dp_embedding", "ratio": ratio, "results": results}, arguments.record)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ ledger and checkpoints on disk included.
 from __future__ import annotations
 
 import argparse
-import json
 import queue
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _steps_served import by_turns, serve
 
 PROGRAMS = ("none", "efl")
@@ -113,9 +111,7 @@ def measure(epochs: int, rows: int, test_rows: int) -> dict[str, tuple[float, fl
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few epochs of few images")
-    parser.add_argument("--record", type=Path, help="also write what is printed to this file")
+    parser = command_line(__doc__, "few epochs of few images")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, default=60_000, help=argparse.SUPPRESS)
     parser.add_argument("--test_rows", type=int, default=10_000, help=argparse.SUPPRESS)
@@ -128,12 +124,12 @@ def main() -> None:
     ratio = found["efl"][1]
     goals = goals_table([Goal("an epoch and its evaluation: efl / none", ratio, MOST, least=False)])
     text = f"{table(('program', 's an epoch', 'times none'), rows, words=1)}\n\n{goals}\n"
-    line = json.dumps(
-        {"benchmark": "dp_run", "ratio": round(ratio, 3), "ms": {n: round(v[0]) for n, v in found.items()}}
+    finish(
+        "dp_run",
+        text,
+        {"benchmark": "dp_run", "ratio": round(ratio, 3), "ms": {n: round(v[0]) for n, v in found.items()}},
+        arguments.record,
     )
-    print(f"{text}\n{line}")
-    if arguments.record:
-        record(arguments.record, "dp_run", f"{text}\n```json\n{line}\n```")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ All take turns, and each is compared with ``none`` in the same round. The last l
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
 
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _running import Program, Said, make_data, measure, ratio, step_ms
 
 PARTIES = ("leader", "follower")
@@ -47,10 +45,8 @@ def report(measured: dict[str, dict[str, Said]], data: str, rounds: int) -> tupl
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
-    parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     rounds, steps = (3, 20) if options.quick else (15, 100)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -58,10 +54,7 @@ def main() -> None:
         data = make_data(options.data, Path(folder))
         measured = {size: measure(PROGRAMS, Path(folder), size, rounds, steps) for size in SIZES}
     numbers, text = report(measured, data, rounds)
-    print(text)
-    print(json.dumps(numbers))
-    if options.record is not None:
-        record(options.record, "dp_split", f"{text}\n\n```json\n{json.dumps(numbers)}\n```")
+    finish("dp_split", text, numbers, options.record)
 
 
 if __name__ == "__main__":

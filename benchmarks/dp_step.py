@@ -18,7 +18,6 @@ others. Memory is the peak of the process above what it held when the graph was 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 import _other_frameworks
 import numpy as np
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _steps_served import by_turns, serve
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -112,10 +111,8 @@ def measure(
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds, without the slow programs")
+    parser = command_line(__doc__, "few rounds, without the slow programs")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--record", type=Path, help="also write what is printed to this file")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--network", default="cnn", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -142,12 +139,9 @@ def main() -> None:
             if "tfp" in found:
                 goals.append(Goal(f"{network}: tfp / efl", found["tfp"][0] / ours[0], LEAST_TFP, digits=0))
     heads = ("network, batch", "program", "ms a step", "times none", "peak MiB above idle")
-    text = f"{table(heads, rows, words=2)}\n\n{goals_table(goals)}\n"
+    text = f"{table(heads, rows, words=2)}\n\n{goals_table(goals)}"
     ratio = results[f"cnn {arguments.batch}"]["efl"][1]
-    line = json.dumps({"benchmark": "dp_step", "ratio": ratio, "results": results})
-    print(f"{text}\n{line}")
-    if arguments.record:
-        record(arguments.record, "dp_step", f"{text}\n```json\n{line}\n```")
+    finish("dp_step", text, {"benchmark": "dp_step", "ratio": ratio, "results": results}, arguments.record)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ records, ``ratio_memory`` and ``ratio_large`` the same for the others, ``ratio_m
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -36,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from _mnist_programs import BATCH
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _running import ROOT, Program, Said, make_data, measure, ratio, step_ms
 
 # What is measured: its title, and which programs run it.
@@ -168,11 +166,9 @@ def report(measured: dict[str, dict[str, Said]], serialise: float) -> tuple[dict
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
-    parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
     parser.add_argument("--tls", action="store_true", help="also with mutual TLS")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     rounds, steps = (3, 60) if options.quick else (25, 160)  # short ones: neighbours share the noise
@@ -193,10 +189,7 @@ def main() -> None:
     numbers, text = report(measured, serialise_ms())
     numbers |= {"rounds": rounds, "data": data}
     text = f"{data}, batch {BATCH}, medians of {rounds} interleaved rounds\n\n{text}"
-    print(text)
-    print(json.dumps(numbers))
-    if options.record is not None:
-        record(options.record, "mnist_split", f"{text}\n\n```json\n{json.dumps(numbers)}\n```")
+    finish("mnist_split", text, numbers, options.record)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ against the goal is far minus local, the proxy's own cost included. The last lin
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,7 +22,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _running import ROOT, Program, Said, difference_ms, make_data, measure, step_ms
 
 from efl._ports import free_port
@@ -76,10 +74,8 @@ def report(measured: dict[str, dict[str, Said]], data: str, rounds: int) -> tupl
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with MNIST's IDX files (default: digits)")
-    parser.add_argument("--quick", action="store_true", help="few, short rounds: a check that it runs")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     options = parser.parse_args()
     rounds, steps = (3, 20) if options.quick else (11, 100)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -87,10 +83,7 @@ def main() -> None:
         data = make_data(options.data, Path(folder))
         measured = {size: measure_lines(Path(folder), size, rounds, steps, ROUND_TRIP_MS) for size in SIZES}
     numbers, text = report(measured, data, rounds)
-    print(text)
-    print(json.dumps(numbers))
-    if options.record is not None:
-        record(options.record, "round_trip", f"{text}\n\n```json\n{json.dumps(numbers)}\n```")
+    finish("round_trip", text, numbers, options.record)
 
 
 if __name__ == "__main__":

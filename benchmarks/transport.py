@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import Goal, goals_table, record, table
+from _report import Goal, command_line, finish, goals_table, table
 from _transport_ends import (
     MIB,
     Efl,
@@ -222,10 +222,8 @@ def report(
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser = command_line(__doc__, "fewer repetitions")
     parser.add_argument("--tls", action="store_true", help="also with mutual TLS")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the tables to FILE, as Markdown")
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -258,10 +256,7 @@ def main() -> None:
         "throughput_ratios": {label: {k: round(v, 3) for k, v in row.items()} for label, row in ratios.items()},
         "peak_mib": {str(count): [round(v) for v in both] for count, both in peaks.items()},
     }
-    print(text)
-    print(json.dumps(summary))
-    if arguments.record is not None:
-        record(arguments.record, "transport", f"{text}\n\n```json\n{json.dumps(summary)}\n```")
+    finish("transport", text, summary, arguments.record)
 
 
 if __name__ == "__main__":

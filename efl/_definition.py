@@ -175,10 +175,8 @@ class Definition:
         if not isinstance(op, (tf.Operation, tf.Tensor)):
             op = as_graph_tensor(op, "add_train_op" if scope.mode is MODE.TRAIN else "add_eval_op")
         program = self._program(scope)
-        if program.op is None:
-            program.extra_ops.append(op)
-        else:
-            program.added_ops.append(op)
+        program.extra_ops.append(op)
+        if program.op is not None:
             program.set_op(tf.group(program.op, op))
 
 

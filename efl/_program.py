@@ -85,7 +85,6 @@ class Program:
       optimizers: Optimizer -> (variables that it trains, scope).
       metric_variables: State of the metrics made for this task and mode.
       extra_ops: Further ops of each step.
-      added_ops: Those that were added when it was compiled already.
       moving: The update ops that its loss and its optimizers made (moving averages).
       metrics_initializer: Starts these metrics afresh.
       known_ops: Every op that was ever this program's.
@@ -104,7 +103,6 @@ class Program:
     optimizers: dict[Any, tuple[list[tf.Variable], str | None]] = field(default_factory=dict)
     metric_variables: list[tf.Variable] = field(default_factory=list)
     extra_ops: list[Any] = field(default_factory=list)
-    added_ops: list[Any] = field(default_factory=list)
     moving: list[Any] = field(default_factory=list)
     metrics_initializer: tf.Operation | None = None
     known_ops: list[tf.Operation] = field(default_factory=list)

@@ -235,10 +235,12 @@ def _plain(value: Any) -> Any:
     """A JSON value; equal numbers become the same, whatever their types."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
-        return int(number) if number.is_integer() else number
-    return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    return int(number) if number.is_integer() else number
 
 
 def _only(model: Model, mode: MODE, task: str | None) -> str | None:

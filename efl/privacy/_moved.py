@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
 
 from efl._program import Program, ancestors
+from efl.privacy.per_example.layouts.walk import in_order
 
 # Take a variable's handle, and leave the variable as it is.
 _READS = frozenset(
@@ -22,10 +23,7 @@ def moved_by_data(program: Program) -> list[tf.Variable]:
 
     An average of the weights is not among them: it tells nothing that the weights did not tell.
     """
-    roots = [
-        op if isinstance(op, tf.Operation) else op.op
-        for op in [*program.moving, *program.extra_ops, *program.added_ops]
-    ]
+    roots = [op if isinstance(op, tf.Operation) else op.op for op in [*program.moving, *program.extra_ops]]
     handles = {v.handle.op: v for v in tf.global_variables() if hasattr(v, "handle")}
     trained = {v.ref() for held, _ in program.optimizers.values() for v in held}
     found: dict[object, tf.Variable] = {}
@@ -50,14 +48,8 @@ def _source(tensor: tf.Tensor) -> tf.Operation:
     return op
 
 
-def _depends_on_data(tensors: Iterable[tf.Tensor]) -> bool:
-    stack, seen = [tensor.op for tensor in tensors], set()
-    while stack:
-        op = stack.pop()
-        if op in seen or op.type in _OWN:  # what a variable holds is looked at where it is written
-            continue
-        seen.add(op)
-        if not _is_random(op) and (op._is_stateful or not op.inputs):
-            return True
-        stack.extend(tensor.op for tensor in op.inputs)
-    return False
+def _depends_on_data(tensors: Sequence[tf.Tensor]) -> bool:
+    # What a variable holds is looked at where it is written.
+    return any(
+        (op._is_stateful or not op.inputs) and op.type not in _OWN and not _is_random(op) for op in in_order(tensors)
+    )

@@ -175,13 +175,7 @@ def _clipped(
     )
     finite = _graph_checks.check(tf.equal(bad, 0), terms.where, text, [bad], "privacy")
     with tf.control_dependencies([finite]):
-        return [_identity(each) for each in sums]
-
-
-def _identity(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
-    if not isinstance(gradient, tf.IndexedSlices):
-        return tf.identity(gradient)
-    return tf.IndexedSlices(tf.identity(gradient.values), tf.identity(gradient.indices), gradient.dense_shape)
+        return [tf.identity(each) for each in sums]
 
 
 def add_noise(

@@ -48,13 +48,14 @@ class LoopStage(Stage):
     ) -> None:
         if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 1):
             raise ConfigError(f"step={step!r}: expected a positive number of steps, or None")
-        if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float)) or not time > 0):
+        if time is not None and (isinstance(time, bool) or not isinstance(time, numbers.Real) or not time > 0):
             raise ConfigError(f"time={time!r}: expected a positive number of seconds, or None")
         self.run_ops = run_ops
         self.is_training = is_training
         self.finish = False
-        self._step = step
-        self._time = time
+        # Plain ones: the parties compare how they are written.
+        self._step = None if step is None else int(step)
+        self._time = None if time is None else float(time)
         self._fetches: list[Any] | None = None
 
     def run(self, feed_dict: dict[tf.Tensor, Any] | None = None) -> None:

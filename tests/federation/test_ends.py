@@ -285,3 +285,13 @@ def test_a_run_that_trains_nothing_says_so_and_one_that_ends_early_too(tmp_path)
     for role, result in results.items():
         assert f"{role}: the data of train ended after 2 of 5 steps" in result.output
         assert "nothing was trained" not in result.output
+
+
+def test_equal_intervals_of_different_types_are_one_procedure(tmp_path):
+    leader, follower = (
+        both(f"train_and_evaluate(train_interval={t}, eval_step=np.int64(1), max_iter=2)")
+        for t in ("1", "np.float32(1.0)")
+    )
+    run_both(tmp_path, leader, follower)
+    for role in ("leader", "follower"):
+        assert [entry["mode"] for entry in history(tmp_path, role)].count("eval") == 2

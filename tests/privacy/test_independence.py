@@ -10,8 +10,8 @@ import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
 from efl.privacy import per_example
-from efl.privacy.per_example import walk
-from efl.privacy.per_example.layout import EXAMPLES
+from efl.privacy.per_example.layouts import walk
+from efl.privacy.per_example.layouts.layout import EXAMPLES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 Make = Callable[[tf.Tensor], tf.Tensor]

@@ -124,8 +124,8 @@ def test_a_scalar_loss_and_a_weighted_one_are_refused() -> None:
 
 
 def test_what_breaks_the_bound_is_found_at_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from efl.privacy.per_example import walk
-    from efl.privacy.per_example.layout import EXAMPLES
+    from efl.privacy.per_example.layouts import walk
+    from efl.privacy.per_example.layouts.layout import EXAMPLES
 
     monkeypatch.setitem(walk.RULES, "ReverseV2", lambda op, ins, walk: EXAMPLES)  # a wrong entry in the table
     tf.reset_default_graph()

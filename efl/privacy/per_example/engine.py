@@ -12,23 +12,13 @@ from dataclasses import dataclass, field
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
-from efl.privacy.per_example import (
-    ops_control,
-    ops_elementwise,
-    ops_linear,
-    ops_shape,
-    ops_sparse,
-    parts,
-    portions,
-    rules,
-)
+from efl.privacy.per_example import parts, portions, rules
 from efl.privacy.per_example.groups import Groups
-from efl.privacy.per_example.layout import Mixed, Ragged, Rows, Shared
+from efl.privacy.per_example.layouts.layout import Mixed, Ragged, Rows, Shared
+from efl.privacy.per_example.layouts.walk import Walk
 from efl.privacy.per_example.uses import Meeting, examples_of, meetings, source
-from efl.privacy.per_example.walk import Walk
 
 _log = logging.getLogger("efl")
-_RULES = (ops_control, ops_elementwise, ops_linear, ops_shape, ops_sparse)  # loaded, they have registered their rules
 
 
 @dataclass(frozen=True)
@@ -125,7 +115,7 @@ class PerExample:
             for v in variables
         ]
 
-    def _plan(self, variable: tf.Variable) -> _Plan:
+    def _whole(self, variable: tf.Variable) -> _Plan:
         plan = self._plans[variable.ref()]
         if isinstance(plan, _Portions):
             part = plan.part.whole()
@@ -135,7 +125,7 @@ class PerExample:
 
     def squared_norm(self, variable: tf.Variable) -> tf.Tensor:
         """``[M]``: the squared norm of each group's gradient with respect to a variable."""
-        plan = self._plan(variable)
+        plan = self._whole(variable)
         if isinstance(plan.parts, _Detour):
             return self._norms_by_detour(variable, plan)
         if plan.product is not None:
@@ -147,7 +137,7 @@ class PerExample:
         alike: dict[tuple[int, tf.DType], list[tuple[parts.Lookup, int]]] = {}
         norms = []
         for variable in variables:
-            plan = self._plan(variable)
+            plan = self._whole(variable)
             part = plan.parts[0] if isinstance(plan.parts, list) and len(plan.parts) == 1 else None
             shape = variable.shape
             if isinstance(part, parts.Lookup) and not part.one_each and shape.rank == 2 and shape.is_fully_defined():
@@ -158,7 +148,7 @@ class PerExample:
 
     def weighted_sum(self, variable: tf.Variable, weights: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
         """The sum over groups of ``weights[i]`` times the gradient; its type is that of the ordinary gradient."""
-        plan = self._plan(variable)
+        plan = self._whole(variable)
         weights = tf.cast(weights, variable.dtype.base_dtype)
         if plan.product is not None:
             total = tf.tensordot(weights, plan.product, 1)  # [N, K]
@@ -349,9 +339,7 @@ def _plan(
             direct = direct and meeting.direct
             part = _part(variable, meeting, use, groups)
             if isinstance(part, parts.Rowwise):
-                if meeting.direct and len(found) == len(meeting.op.outputs) == 1:
-                    return _Portions(uses, part)
-                part = part.whole()
+                return _Portions(uses, part)
             factors.append(part)
     if not uses:
         return None
@@ -383,8 +371,7 @@ def _part(variable: tf.Variable, meeting: Meeting, use: rules.Use, groups: Group
     if read.shape.num_elements() != 1 and not meeting.diagonal:
         return None
     part = rules.part_of(use, groups)
-    if isinstance(part, parts.Rowwise):
-        part = part.whole()
+    assert not isinstance(part, parts.Rowwise)  # only of a variable that one op reads, as it is
     if meeting.diagonal and not isinstance(part, parts.Direction):
         slope = tf.gradients(read, source(variable))[0]
         return None if part is None or slope is None else _times(part, tf.reshape(tf.convert_to_tensor(slope), [-1]))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
-from efl.privacy.per_example.layout import Layout, Ragged, Rows
-from efl.privacy.per_example.walk import Walk
+from efl.privacy.per_example.layouts.layout import Layout, Ragged, Rows
+from efl.privacy.per_example.layouts.walk import Walk
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,13 @@ def can_extract(image: tf.Tensor) -> bool:
     return None not in image.shape.as_list()[1:]
 
 
-def extract(image: tf.Tensor, window: Window) -> tf.Tensor | None:
-    """``[rows, P, offsets * channels]`` of ``[rows, spatial…, channels]``; None where the image's size is not known.
+def extract(image: tf.Tensor, window: Window) -> tf.Tensor:
+    """``[rows, P, offsets * channels]`` of an image that ``can_extract`` takes, ``[rows, spatial…, channels]``.
 
     The columns are ordered as a kernel is: spatial offsets, then channels.
     """
     if window.channels == 1:
         image = tf.transpose(image, [0, *range(2, image.shape.rank), 1])
-    if not can_extract(image):
-        return None
     spatial, channels = image.shape.as_list()[1:-1], image.shape.as_list()[-1]
     offsets = int(np.prod(window.sizes))
     columns = offsets * channels

@@ -15,10 +15,10 @@ import tensorflow.compat.v1 as tf
 
 from efl.privacy.per_example import patches
 from efl.privacy.per_example.groups import Groups
-from efl.privacy.per_example.layout import Pooled, Ragged, Rows
-from efl.privacy.per_example.ops_linear import einsum_labels
+from efl.privacy.per_example.layouts.layout import Pooled, Ragged, Rows
+from efl.privacy.per_example.layouts.linear import einsum_labels
+from efl.privacy.per_example.layouts.static import value_of
 from efl.privacy.per_example.parts import Direction, Lookup, Outer, Part, Product, Rowwise, Whole, is_product_cheaper
-from efl.privacy.per_example.static import value_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def rule(*types: str) -> Callable[[Rule], Rule]:
 def part_of(use: Use, groups: Groups) -> Part | Rowwise | None:
     """The per-example gradient of what an op reads, or None where no rule covers it.
 
-    One that could be made of some rows at a time is so only where no other op reads the variable.
+    It may be made of some rows at a time where no other op reads the variable (``Use.alone``).
     """
     if use.op.inputs[use.index].shape.num_elements() == 1 and use.op.type in _ELEMENTWISE:
         whole = _elementwise(use, groups)
@@ -194,7 +194,6 @@ def _convolution(use: Use, groups: Groups) -> Part | Rowwise | None:
         make = functools.partial(_product_of_convolution, window=window)
         return Rowwise((image, use.delta), make, row_bytes, columns * sizes[-1])
     taken = patches.extract(image, window)  # [rows, P, offsets * channels]
-    assert taken is not None
     return Outer(_flat(groups.first(taken, layout)), _flat(groups.first(made, layout)))
 
 
@@ -203,9 +202,7 @@ def _product_of_convolution(image: tf.Tensor, delta: tf.Tensor, window: patches.
     found = patches.by_columns(image, window)
     if found is not None:
         return Product(tf.matmul(found[0], made), found[1])
-    taken = patches.extract(image, window)
-    assert taken is not None
-    return Outer(taken, made)
+    return Outer(patches.extract(image, window), made)
 
 
 @rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
@@ -214,11 +211,13 @@ def _transposed_convolution(use: Use, groups: Groups) -> Part | None:
     window = patches.of_convolution(use.op, use.op.inputs[use.index])
     if use.index != 1 or window is None:
         return None
-    image, small = use.delta, use.op.inputs[2]
+    image, small = tf.ensure_shape(use.delta, use.output.shape), use.op.inputs[2]
+    if not patches.can_extract(image):
+        return None
     layout = groups.walk.layout(small)
     assert isinstance(layout, Rows)
-    taken = patches.extract(tf.ensure_shape(image, use.output.shape), window)
-    if taken is None or use.output.shape[window.channels] != use.op.inputs[1].shape[-2]:
+    taken = patches.extract(image, window)
+    if use.output.shape[window.channels] != use.op.inputs[1].shape[-2]:
         return None
     made = patches.positions_last(small, window)
     return Outer(_flat(groups.first(taken, layout)), _flat(groups.first(made, layout)))
@@ -230,10 +229,10 @@ def _depthwise(use: Use, groups: Groups) -> Part | None:
     image, kernel = use.op.inputs[0], use.op.inputs[1]
     if use.index != 1 or window is None:
         return None
-    taken = patches.extract(image, window)
     layout = groups.walk.layout(image)
-    if taken is None or not isinstance(layout, Rows):
+    if not patches.can_extract(image) or not isinstance(layout, Rows):
         return None
+    taken = patches.extract(image, window)
     height, width, channels, times = kernel.shape.as_list()
     offsets = height * width
     taken = _flat(groups.first(taken, layout))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layout import Pooled, Shared
-from efl.privacy.per_example.walk import Walk
+from efl.privacy.per_example.layouts.layout import Pooled, Shared
+from efl.privacy.per_example.layouts.walk import Walk
 
 # Ops that leave a variable's numbers, and their order, as they are.
 _SAME_NUMBERS = frozenset({"Identity", "ReadVariableOp", "Reshape", "ExpandDims", "Squeeze", "EnsureShape"})

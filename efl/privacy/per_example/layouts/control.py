@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layout import Layout, Mixed, Rows, Shared
-from efl.privacy.per_example.walk import CONDITIONALS, Walk, rule
+from efl.privacy.per_example.layouts.layout import Layout, Mixed, Rows, Shared
+from efl.privacy.per_example.layouts.walk import CONDITIONALS, Walk, rule
 
 
 class _CannotTell(Exception):

@@ -1,7 +1,7 @@
 """Finds the layout of every tensor that a loss depends on, and says where examples are mixed.
 
-The rules of the ops are in ``ops_*``, by type. An op without a rule that is handed an example is refused, since nobody
-can say what it does with it; ops that see no example need none.
+The rules of the ops are in the modules beside this one, by type. An op without a rule that is handed an example is
+refused, since nobody can say what it does with it; ops that see no example need none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import Any, TypeAlias
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
-from efl.privacy.per_example.layout import EXAMPLES, SHARED, Chosen, Layout, Mixed, Partition, Pooled, Rows, Shared
+from efl.privacy.per_example.layouts.layout import (
+    EXAMPLES,
+    SHARED,
+    Chosen,
+    Layout,
+    Mixed,
+    Partition,
+    Pooled,
+    Rows,
+    Shared,
+)
 
 Rule: TypeAlias = "Callable[[tf.Operation, list[Layout], Walk], Layout | list[Layout]]"
 RULES: dict[str, Rule] = {}
@@ -107,7 +117,7 @@ class Walk:
         self._visit(targets)
 
     def _visit(self, targets: Sequence[tf.Tensor]) -> None:
-        self.ops = _in_order(targets)
+        self.ops = in_order(targets)
         self._members = set(self.ops)
         for op in self.ops:
             known = [self._layouts.get(t.ref()) for t in op.outputs]
@@ -258,7 +268,7 @@ def _writer_of_rows(op: tf.Operation, is_trained: bool, seen: set[tf.Operation])
                 for value in writer.inputs:
                     if value.dtype == tf.resource:
                         continue
-                    for before in _in_order([value]):
+                    for before in in_order([value]):
                         other = before.type in _VARIABLES and before is not op
                         if before.type in _SOURCES and before.type != "PlaceholderWithDefault":
                             return writer
@@ -276,7 +286,7 @@ def _same_variable(op: tf.Operation) -> list[tf.Operation]:
     return [other for other in handles if other.get_attr("shared_name") == name]
 
 
-def _in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
+def in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
     """All ops that the targets depend on by data, inputs before those that use them."""
     order: list[tf.Operation] = []
     entered: set[tf.Operation] = set()
@@ -294,4 +304,4 @@ def _in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
 
 def reads_input(tensor: tf.Tensor, known: tf.Tensor) -> bool:
     """Whether a tensor depends on a batch in another way than through ``known``."""
-    return any(op.type in _SOURCES and op is not known.op for op in _in_order([tensor]))
+    return any(op.type in _SOURCES and op is not known.op for op in in_order([tensor]))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layout import Layout, Mixed, Rows, Shared
-from efl.privacy.per_example.ops_elementwise import same_rows
-from efl.privacy.per_example.static import value_of
-from efl.privacy.per_example.walk import Walk, rule
+from efl.privacy.per_example.layouts.elementwise import same_rows
+from efl.privacy.per_example.layouts.layout import Layout, Mixed, Rows, Shared
+from efl.privacy.per_example.layouts.static import value_of
+from efl.privacy.per_example.layouts.walk import Walk, rule
 
 _ACROSS = "it multiplies examples with one another"
 

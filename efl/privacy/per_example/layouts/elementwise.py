@@ -10,9 +10,20 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.framework import ops
 
 from efl._graph import is_rowwise
-from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Partition, Places, Pooled, Ragged, Role, Rows, Shared
-from efl.privacy.per_example.static import value_of
-from efl.privacy.per_example.walk import Walk, rule
+from efl.privacy.per_example.layouts.layout import (
+    Chosen,
+    Layout,
+    Mixed,
+    Partition,
+    Places,
+    Pooled,
+    Ragged,
+    Role,
+    Rows,
+    Shared,
+)
+from efl.privacy.per_example.layouts.static import value_of
+from efl.privacy.per_example.layouts.walk import Walk, rule
 
 
 @rule(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layout import Chosen, Layout, Mixed, Places, Pooled, Ragged, Role, Rows, Shared
-from efl.privacy.per_example.ops_elementwise import same_rows
-from efl.privacy.per_example.static import value_of
-from efl.privacy.per_example.walk import Walk, rule
+from efl.privacy.per_example.layouts.elementwise import same_rows
+from efl.privacy.per_example.layouts.layout import Chosen, Layout, Mixed, Places, Pooled, Ragged, Role, Rows, Shared
+from efl.privacy.per_example.layouts.static import value_of
+from efl.privacy.per_example.layouts.walk import Walk, rule
 
 _CUTS = "it takes some of the batch's rows away, or repeats some"
 

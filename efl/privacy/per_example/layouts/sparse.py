@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layout import (
+from efl.privacy.per_example.layouts.layout import (
     EXAMPLES,
     SHARED,
     Layout,
@@ -21,7 +21,7 @@ from efl.privacy.per_example.layout import (
     Rows,
     Shared,
 )
-from efl.privacy.per_example.walk import Walk, rule
+from efl.privacy.per_example.layouts.walk import Walk, rule
 
 
 @rule("DeserializeSparse")
