@@ -111,7 +111,7 @@ def test_a_goal_is_met_or_not_and_a_record_keeps_its_notes(benchmark_modules, tm
         "| fast | 0.95 | ≥ 0.9 | met |",
         "| slow | 31.0 ms | ≤ 30 ms | not met |",
     ]
-    monkeypatch.setattr(sys, "argv", ["x.py", "--quick", "--data", "/home/somebody"])
+    monkeypatch.setattr(sys, "argv", ["x.py", "--quick", "--data", "somewhere"])
     path = tmp_path / "x.md"
     record(path, "x", "first")
     path.write_text(path.read_text() + "\n## Notes\n\nWhy.\n")

@@ -94,11 +94,11 @@ class PrivateOptimizer:
         pairs = list(grads_and_vars)
         rows = [gradient for gradient, _ in pairs if hasattr(gradient, "add_to_table")]
         if not rows:
-            return super().apply_gradients(pairs, global_step, name)  # type: ignore[misc]
+            return super().apply_gradients(pairs, global_step, name)  # type: ignore[misc]  # of the class mixed with
         rest = [pair for pair in pairs if not hasattr(pair[0], "add_to_table")]
         done = [gradient.add_to_table() for gradient in rows]
         if rest:
-            done.append(super().apply_gradients(rest))  # type: ignore[misc]
+            done.append(super().apply_gradients(rest))  # type: ignore[misc]  # of the class mixed with
         if global_step is None:
             return tf.group(*done, name=name)
         with tf.control_dependencies(done):
