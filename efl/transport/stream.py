@@ -126,45 +126,57 @@ class Dialled(Connection):
         super().__init__(endpoint.address)
         self._handler = handler
         self._endpoint = endpoint
+        self._lock = threading.Lock()
+        self._closed = False
         self._channel: grpc.Channel | None = None
         self._call: Any = None
         self.why = self.turned_away = ""
 
     def start(self) -> None:
-        """Dials; what is in the outbox goes first.
+        """Dials; what is in the outbox goes first. Does nothing after ``close``.
 
         Raises:
           ConfigError: The certificates cannot be used.
         """
-        self._channel = _channel(self._endpoint)
-        self._call = self._channel.stream_stream(_CALL)(self.outbox)
-        call = operations.of_dialled(self._call)
-        self.outbox.write_to(call)
-        self.reader = threading.Thread(target=self._read, args=[call], name="efl-read", daemon=True)
+        channel = _channel(self._endpoint)
+        with self._lock:
+            if self._closed:
+                channel.close()
+                self.over.set()
+                return
+            self._channel, self._call = channel, channel.stream_stream(_CALL)(self.outbox)
+            call = operations.of_dialled(self._call)
+            self.outbox.write_to(call)
+            self.reader = threading.Thread(target=self._read, args=[self._call, call], name="efl-read", daemon=True)
         self.reader.start()
 
-    def _read(self, call: operations.Operations | None) -> None:
+    def _read(self, messages: Any, call: operations.Operations | None) -> None:
         why = ""
         try:
-            self.read(self._call, call, self._handler)
+            self.read(messages, call, self._handler)
         except grpc.RpcError as error:
             why = self.why = _reason(error)
             if self._endpoint.tls is not None and error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 self.turned_away = str(error.details())[:500]
+            _let_go(error)
         finally:
-            self._call.cancel()  # where it is this side that cannot go on
+            messages.cancel()  # where it is this side that cannot go on
             self.outbox.end()  # gRPC's thread that draws from it would wait for the next frame for ever
             self.over.set()
             self._handler.on_end(self, why)
             self._handler.finish()
+            self.close()
 
     def close(self) -> None:
         """Ends the stream now."""
         self.outbox.end()
-        if self._call is not None:
-            self._call.cancel()
-        if self._channel is not None:
-            self._channel.close()
+        with self._lock:
+            self._closed = True
+            call, channel = self._call, self._channel
+            self._call = self._channel = None  # see _let_go
+        if call is not None and channel is not None:
+            call.cancel()
+            channel.close()
 
 
 def _channel(endpoint: Endpoint) -> grpc.Channel:
@@ -176,11 +188,23 @@ def _channel(endpoint: Endpoint) -> grpc.Channel:
     return grpc.secure_channel(endpoint.address, tls.channel_credentials(endpoint.tls), options=[*_OPTIONS, name])
 
 
+def _let_go(error: grpc.RpcError) -> None:
+    """Lets a call that ended in an error go as soon as nobody needs it.
+
+    The error is the call itself, and its traceback leads back to it: only a garbage collection would find it. The last
+    one runs when the interpreter is taken down. Calls and channels then ask for a lock that one of gRPC's threads may
+    have held when it was stopped, and the program would never end.
+    """
+    error.__traceback__ = None
+
+
 def say_that_tls_is_wanted(endpoint: Endpoint, seconds: float) -> None:
     """Tells a listener without certificates, in clear text, why this party will not talk to it, and nothing else."""
-    with grpc.insecure_channel(endpoint.address, options=_OPTIONS) as channel, contextlib.suppress(grpc.RpcError):
-        for _ in channel.stream_stream(_CALL)(iter(()), timeout=seconds, metadata=[_WANTS_TLS]):
-            break
+    with grpc.insecure_channel(endpoint.address, options=_OPTIONS) as channel:
+        try:
+            next(channel.stream_stream(_CALL)(iter(()), timeout=seconds, metadata=[_WANTS_TLS]), None)
+        except grpc.RpcError as error:
+            _let_go(error)
 
 
 class _Served(Connection):
