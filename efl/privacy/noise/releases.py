@@ -16,7 +16,7 @@ from efl.privacy.noise.ahead import Ahead
 from efl.privacy.noise.ledger import Ledger
 from efl.privacy.noise.pool import Pool
 from efl.privacy.noise.seed import Seed
-from efl.privacy.noise.stream import on_grid
+from efl.privacy.noise.stream import VERSION, on_grid
 
 _AT_ONCE = 1 << 18  # numbers, so that noise for a large table needs little room
 
@@ -95,7 +95,7 @@ class Releases:
         if values.dtype not in (np.float32, np.float64):
             raise ConfigError(f"noise for {values.dtype} ({group}): expected float32 or float64")
         held = np.ascontiguousarray(values)
-        what = json.dumps([group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape]).encode()
+        what = json.dumps([VERSION, group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape]).encode()
         terms = {**(conditions or {}), "group": group, "clip": clip, "noise_multiplier": noise_multiplier}
         digest = self._digest(what, held) if tables is None else os.urandom(16)
         drawn = self.ledger.enter(terms, step, rows, digest, self._ahead.next())
