@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from efl._checkpoint import Known
 from efl._position import Position
@@ -19,6 +19,20 @@ from efl.errors import CheckpointError, ConfigError, ProtocolError
 _log = logging.getLogger("efl")
 REMEMBERED = 50
 _MAX_PROCEDURE = 10_000
+_MAX_GROUPS = 1000
+
+
+class PromisedNoise(NamedTuple):
+    """What noise a party adds in a training scope in which it trains variables.
+
+    Attributes:
+      groups: Of each of its optimizers, which are clipping groups of their own: (noise multiplier, 0 where it is not
+        private; whether micro-batches of several rows are clipped as a whole).
+      noises_returns: Whether the gradients that it returns are clipped and noised row by row.
+    """
+
+    groups: tuple[tuple[float, bool], ...]
+    noises_returns: bool
 
 
 @dataclass(frozen=True)
@@ -37,8 +51,7 @@ class Facts:
       procedures: Of this fit and those before it, at most ``REMEMBERED`` of them, the current one last.
       wanted: Training scope -> whether it needs returned gradients row by row, undivided.
       given: Training scope -> "", or why it cannot return gradients so.
-      noise: Training scope in which it trains variables -> (least noise multiplier of its updates, whether the
-        gradients that it returns are noised).
+      noise: Training scope in which it trains variables -> what noise it adds.
       released: Scope and name of a tensor that it sends noised -> its noise multiplier.
     """
 
@@ -53,7 +66,7 @@ class Facts:
     procedures: tuple[str, ...]
     wanted: Mapping[str, bool] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
-    noise: Mapping[str, tuple[float, bool]] = field(default_factory=dict)
+    noise: Mapping[str, PromisedNoise] = field(default_factory=dict)
     released: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +83,7 @@ class Facts:
             "procedures": list(self.procedures),
             "wanted": dict(self.wanted),
             "given": dict(self.given),
-            "noise": {scope: list(told) for scope, told in self.noise.items()},
+            "noise": {scope: [list(map(list, told.groups)), told.noises_returns] for scope, told in self.noise.items()},
             "released": dict(self.released),
         }
 
@@ -98,13 +111,20 @@ class Facts:
                 tuple(_text(procedure, _MAX_PROCEDURE) for procedure in told["procedures"]),
                 {_text(scope, 300): _truth(wants) for scope, wants in told["wanted"].items()},
                 {_text(scope, 300): _text(why, 300) for scope, why in told["given"].items()},
-                {_text(scope, 300): (_amount(least), _truth(back)) for scope, (least, back) in told["noise"].items()},
+                {_text(scope, 300): _promised(groups, back) for scope, (groups, back) in told["noise"].items()},
                 {_text(name, 1000): _amount(noise) for name, noise in told["released"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(
                 f"{peer_role} told something about its run that cannot be ({error!r:.200}): is its efl of this version?"
             ) from None
+
+
+def _promised(groups: Any, back: Any) -> PromisedNoise:
+    held = tuple((_amount(multiplier), _truth(microbatched)) for multiplier, microbatched in groups)
+    if not 0 < len(held) <= _MAX_GROUPS:
+        raise ValueError(f"{len(held)} optimizers")
+    return PromisedNoise(held, _truth(back))
 
 
 def different_programs(mine: Facts, peer: Facts, role: str, peer_role: str) -> list[str]:

@@ -90,7 +90,9 @@ class OwnIterators:
         tf.add_to_collection(_EXAMINED, made)
         return made, made._warnings()
 
-    def restore(self, session: tf.Session, prefix: str, scopes: Collection[TaskScope], strict: bool) -> None:
+    def restore(
+        self, session: tf.Session, prefix: str, scopes: Collection[TaskScope], strict: bool
+    ) -> set[TaskScope]:
         """Moves the iterators of some scopes, which were started, to where a checkpoint has them.
 
         Args:
@@ -99,14 +101,19 @@ class OwnIterators:
           scopes: Whose inputs go on.
           strict: A position that does not fit its data set is an error; otherwise the iterator begins anew.
 
+        Returns:
+          Scopes of which an iterator begins anew.
+
         Raises:
           CheckpointError: A data set is another one than that of the checkpoint.
         """
+        anew: set[TaskScope] = set()
         wanted = [i for i in self._iterators.values() if not i.lost and set(i.scopes) & set(scopes)]
         held = tf.train.load_checkpoint(prefix).get_variable_to_shape_map() if wanted else {}
         for iterator in wanted:
             if iterator.saveable.specs[0].name not in held:
                 _log.warning("%s: the checkpoint does not have the position of this iterator; it begins anew", iterator)
+                anew |= set(iterator.scopes)
                 continue
             try:
                 session.run(iterator.restore, {self._prefix: prefix})
@@ -119,6 +126,8 @@ class OwnIterators:
                     ) from None
                 _log.warning("%s; it begins anew", why)
                 session.run(iterator.maker)
+                anew |= set(iterator.scopes)
+        return anew
 
     def tell_size(self, prefix: str) -> None:
         """Logs once how much of a checkpoint is iterators (elements in shuffle buffers, mostly)."""

@@ -24,7 +24,7 @@ from efl._leaving import Leaving
 from efl._position import Position
 from efl._session import HookedSession
 from efl._steps.marks import Parted
-from efl._task_scope import MODE
+from efl._task_scope import MODE, TaskScope
 from efl.communicator import Communicator
 from efl.errors import CheckpointError, EflError, PeerFailed, PeerLost, PeerRestarted
 from efl.hooks import Reporter
@@ -315,8 +315,8 @@ class Run:
                 raise self._or_done(error, mine) from None
             peer = Facts.parse(told, communicator.peer_role)
             self._peer_wants = peer.wanted
-            model._note_peers_noise(peer.noise, peer.released)
             self._meet_in_one_fit(mine, peer)
+            model._note_peers_noise(peer.noise, peer.released)
         self.keeping.peer_saves = peer.save_steps is not None
         leader = peer if self._role == "follower" else mine
         model.shared_seed, self.keeping.lineage = leader.seed or 0, leader.run
@@ -416,22 +416,35 @@ class Run:
             self._communicator.bind(raw)
             model._undivided.apply(raw, self._peer_wants)
         model.session.start(self._hooks())
-        if fresh:
-            _readers.initialize(raw)
-            if start.restore is not None and self._store is not None:
-                # A script that only evaluates, or trains alone in another way, may read other data than what saved.
-                strict = self._procedure.trains and (self.keeping.goes_on or self._communicator is not None)
-                self.keeping.iterators.restore(raw, self._store.prefix(start.restore[0]), self.keeping.resumed, strict)
-        else:
-            for program in model._programs.values():
-                if program.exhausted and program.scope.mode is MODE.TRAIN:
-                    _readers.restart(raw, program)
+        self._start_input(raw, start, fresh)
         if self._save_graph and self._store is not None:
             tf.io.write_graph(graph, str(self._store.folder), "graph.pbtxt")
         where = "" if start.restore is None else f", from the checkpoint of {start.restore[0]}"
         _log.info("%s: %s of %s%s", self._role, self._procedure.describe(), self._project_name, where)
         if start.restore is None:
             self.keeping.save()
+
+    def _start_input(self, raw: tf.Session, start: Start, fresh: bool) -> None:
+        model, kept = self._model, self.keeping.iterators.kept
+        anew: set[TaskScope] = set()
+        if fresh:
+            _readers.initialize(raw)
+            anew = set(model._programs)
+            if start.restore is not None and self._store is not None:
+                # A script that only evaluates, or trains alone in another way, may read other data than what saved.
+                strict = self._procedure.trains and (self.keeping.goes_on or self._communicator is not None)
+                prefix, resumed = self._store.prefix(start.restore[0]), self.keeping.resumed
+                lost = self.keeping.iterators.restore(raw, prefix, resumed, strict)
+                anew -= {scope for scope in resumed - lost if kept.get(str(scope))}
+        else:
+            for program in model._programs.values():
+                if program.exhausted and program.scope.mode is MODE.TRAIN:
+                    _readers.restart(raw, program)
+                    anew.add(program.scope)
+        if model._noise_holder is not None:
+            for scope in model._programs:
+                if scope.mode is MODE.TRAIN:
+                    model._noise_holder.input_begins(scope.wire, scope in anew, model.steps_trained)
 
     def _read(self, tensors: dict[str, tf.Tensor]) -> dict[str, Any]:
         return self._model.session.raw_session().run(tensors) if tensors else {}

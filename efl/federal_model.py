@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl._agreement import PromisedNoise
 from efl._checkpoint import reason_of
 from efl._gradients import Sent, is_private
 from efl._graph import as_graph_tensor, call_python, op_name
@@ -243,6 +244,8 @@ class FederalModel(Model):
 
     def _fit_ended(self, well: bool) -> None:
         self._peer_knows = not well
+        if self._noise_holder is not None:
+            self._noise_holder.conversation_ended(well)
 
     def _program_failed(self, error: Exception) -> None:
         if not self._peer_knows:
@@ -326,26 +329,43 @@ class FederalModel(Model):
             names += [f"gradient of {name}" for held in self._grad_receives.values() for name in held]
         return list(dict.fromkeys(names))
 
-    def _promised_noise(self) -> dict[str, tuple[float, bool]]:
+    def _gradients_received(self) -> list[str]:
+        return list(dict.fromkeys(name for held in self._grad_receives.values() for name in held))
+
+    def _promised_noise(self) -> dict[str, PromisedNoise]:
         found = {}
         for scope, program in self._programs.items():
             if scope.mode is MODE.TRAIN and program.optimizers:
-                least = min(float(getattr(o, "noise_multiplier", None) or 0.0) for o in program.optimizers)
-                private = any(map(is_private, program.optimizers))
-                found[scope.wire] = (least, private and self._opt_config.backend_mode == "noise")
+                of_group = {} if self._noise_holder is None else self._noise_holder.conditions
+                groups, number = [], 0
+                for optimizer in program.optimizers:
+                    terms = {}
+                    if is_private(optimizer):
+                        alone = sum(map(is_private, program.optimizers)) == 1
+                        terms = of_group.get(scope.wire if alone else f"{scope.wire}/{number}", {})
+                        number += 1
+                    multiplier = float(getattr(optimizer, "noise_multiplier", None) or 0.0)
+                    groups.append((multiplier, bool(terms.get("microbatched"))))
+                noises = number > 0 and self._opt_config.backend_mode == "noise"
+                found[scope.wire] = PromisedNoise(tuple(groups), noises)
         return found
 
     def _promised_releases(self) -> dict[str, float]:
         return {f"{scope.wire}/{name}": noise for scope, held in self._released.items() for name, noise in held.items()}
 
-    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]], released: Mapping[str, float]) -> None:
+    def _note_peers_noise(self, told: Mapping[str, PromisedNoise], released: Mapping[str, float]) -> None:
         if self._noise_holder is None:
             return
+        self._noise_holder.conversation_begun()
         for group, conditions in self._noise_holder.conditions.items():
             scope = group.split("/")[0]
-            least, noised = told.get(scope, (None, False))
+            promised = told.get(scope)
             here = {name: noise for name, noise in released.items() if name.split("/")[0] == scope}
-            conditions["peer"] = {"noise_multiplier": least, "noises_returns": noised, "released": here}
+            conditions["peer"] = {
+                "groups": None if promised is None else [list(each) for each in promised.groups],
+                "noises_returns": promised is not None and promised.noises_returns,
+                "released": here,
+            }
 
     def _check_exchanges(self) -> None:
         self._communicator.complete()

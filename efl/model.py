@@ -36,6 +36,7 @@ from efl.settings import Settings
 from efl.stage import Stage, StageManager
 
 if TYPE_CHECKING:
+    from efl._agreement import PromisedNoise
     from efl._gradients import Sent
     from efl.privacy._holder import NoiseHolder
     from efl.privacy.accounting import AdversaryTable
@@ -483,13 +484,16 @@ class Model(Definition):
     def _received_raw(self, gradients_are_noised: bool, released: Mapping[str, float]) -> list[str]:
         return []
 
-    def _promised_noise(self) -> dict[str, tuple[float, bool]]:
+    def _gradients_received(self) -> list[str]:
+        return []
+
+    def _promised_noise(self) -> dict[str, PromisedNoise]:
         return {}
 
     def _promised_releases(self) -> dict[str, float]:
         return {}
 
-    def _note_peers_noise(self, told: Mapping[str, tuple[float, bool]], released: Mapping[str, float]) -> None:
+    def _note_peers_noise(self, told: Mapping[str, PromisedNoise], released: Mapping[str, float]) -> None:
         pass
 
     def _exchange_ops(self, scope: TaskScope, sample: Any) -> list[Any]:

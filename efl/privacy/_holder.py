@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from efl.errors import EflError, ModelError
+from efl.errors import ConfigError, EflError, ModelError
 
 if TYPE_CHECKING:
     from efl.privacy._deferred import Deferred
@@ -35,6 +36,8 @@ class NoiseHolder:
         self.counts: dict[str, Callable[[], int]] = {}
         self.deferred: list[Deferred] = []
         self._phases: list[Phase] = []
+        self._broken_off = 0
+        self._talking = 0
 
     @property
     def releases(self) -> Releases:
@@ -80,12 +83,53 @@ class NoiseHolder:
             self._releases.ledger.close()
             if self._labels is not None:
                 self._labels.close()
-            self._phases = self._releases.ledger.phases()
+            self._phases, self._broken_off = self._releases.ledger.phases(), self.broken_off
             self._releases, self._labels, self._folder = None, None, None
 
     def phases(self) -> list[Phase]:
         """What was released so far, across restarts; of the last run where none is on."""
         return self._phases if self._releases is None else self._releases.ledger.phases()
+
+    def conversation_begun(self) -> None:
+        """See ``efl.privacy.noise.Ledger``; nothing where this run releases nothing."""
+        if self._releases is not None:
+            self._releases.ledger.conversation_begun()
+            self._talking = 1
+
+    def conversation_ended(self, well: bool) -> None:
+        """See ``efl.privacy.noise.Ledger``; one that did not end well counts as broken off from now on."""
+        if self._releases is not None and self._talking and well:
+            self._releases.ledger.conversation_ended()
+        self._talking = 0
+
+    @property
+    def broken_off(self) -> int:
+        """See ``efl.privacy.noise.Ledger``; without the conversation that goes on now."""
+        return self._broken_off if self._releases is None else max(0, self._releases.ledger.broken_off - self._talking)
+
+    def input_begins(self, scope: str, anew: bool, step: int) -> None:
+        """Notes where the input of a training scope stands when a run begins.
+
+        How often a row takes part is counted in stretches of steps in which the input was read on and on. Only within
+        one is a step that is taken again about the same rows.
+
+        Args:
+          scope: As it travels.
+          anew: Whether the input begins with its first row, as one does whose position no checkpoint holds.
+          step: Steps that are behind the run.
+        """
+        from efl.privacy.noise import LABEL
+
+        known = self.phases()
+        for group, conditions in self.conditions.items():
+            if group.split("/")[0] != scope or conditions.get("kind") == LABEL:
+                continue
+            before = [phase for phase in known if phase.terms["group"] == group and "stretch" in phase.terms]
+            goes_on = bool(before) and not anew and step >= (before[-1].first_step or 0)
+            if goes_on:
+                conditions |= {key: before[-1].terms.get(key) for key in ("stretch", "inside")}
+            else:
+                conditions |= {"stretch": secrets.token_hex(4), "inside": not anew}
 
     def noised(
         self,
@@ -104,7 +148,7 @@ class NoiseHolder:
                 for each in self.deferred:
                     each.dirty = True
             if group in self.counts:
-                self.conditions[group]["num_examples"] = self.counts.pop(group)()
+                self._count_examples(group, self.counts.pop(group)())
             return self.releases.noised(
                 values,
                 step=step,
@@ -118,6 +162,15 @@ class NoiseHolder:
         except EflError as error:
             self.error = error
             raise
+
+    def _count_examples(self, group: str, read: int) -> None:
+        given = self.conditions[group]["num_examples"]
+        if given is not None and given > read:
+            raise ConfigError(
+                f"opt_config NUM_EXAMPLES: {given}, but the data's reader has {read} records, so a row takes part more "
+                "often than that says: leave NUM_EXAMPLES out"
+            )
+        self.conditions[group]["num_examples"] = read if given is None else given
 
     def overdue(self, deviations: np.ndarray, widths: np.ndarray, step: float) -> np.ndarray:
         """See ``efl.privacy.noise.Releases.overdue``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,7 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     if further_steps:
         newest = {phase.terms["group"]: number for number, phase in enumerate(phases)}
         for number in newest.values():
-            phase = phases[number]
-            rows = further_steps * (phase.terms.get("batch_size") or phase.rows)
-            phases[number] = replace(phase, releases=phase.releases + further_steps, all_rows=phase.all_rows + rows)
+            phases[number] = _after(phases[number], further_steps)
     if not phases and labels is None:
         raise ModelError(
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "
@@ -55,6 +53,14 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     return adversary_table(sorted(parties, key=lambda party: party.name != "leader"), delta, accountant=accountant)
 
 
+def _after(phase: Phase, steps: int) -> Phase:
+    """A phase after so many further steps like its last."""
+    often, tried = ({**held, 1: held.get(1, 0) + steps} for held in (phase.often, phase.tried))
+    rows = steps * (phase.terms.get("batch_size") or phase.rows)
+    releases, all_rows = phase.releases + steps, phase.all_rows + rows
+    return replace(phase, releases=releases, all_rows=all_rows, often=often, tried=tried)
+
+
 def _streams(phases: Sequence[Phase], kind: str) -> tuple[Releases, ...]:
     """Releases of one kind, by name."""
     by_name: dict[str, list[Phase]] = {}
@@ -62,13 +68,37 @@ def _streams(phases: Sequence[Phase], kind: str) -> tuple[Releases, ...]:
         if phase.terms.get("kind") == kind:
             by_name.setdefault(phase.terms["group"], []).append(phase)
     return tuple(
-        Releases(name, tuple(_mechanism(p, p.terms["noise_multiplier"], len(held) > 1) for p in held))
+        Releases(name, tuple(m for p in held for m in _mechanisms(p, p.terms["noise_multiplier"], p.often, held)))
         for name, held in by_name.items()
     )
 
 
-def _mechanism(phase: Phase, multiplier: float, is_one_of_several: bool) -> Mechanism:
-    terms = phase.terms
+def _mechanisms(
+    phase: Phase,
+    multiplier: float,
+    often: Mapping[int, int],
+    stream: Sequence[Phase],
+    further: int = 0,
+    microbatched: bool | None = None,
+) -> list[Mechanism]:
+    """What the releases of a phase are to the accounting.
+
+    Args:
+      phase: Under one set of terms.
+      multiplier: Of the noise.
+      often: How often -> number of steps that released so often.
+      stream: All phases of the same group.
+      further: Releases about steps of the phase that are not in ``often``.
+      microbatched: Whether micro-batches are clipped as a whole; None: as the terms say.
+
+    Raises:
+      ModelError: How often a row takes part is not known.
+    """
+    terms, releases = phase.terms, sum(times * steps for times, steps in often.items()) + phase.lost + further
+    if not releases:
+        return []
+    if terms.get("in_each"):
+        return [Mechanism(multiplier, releases)]
     examples, batch = terms.get("num_examples"), terms.get("batch_size")
     if examples is None or batch is None:
         missing = " and ".join(key for key, size in (("NUM_EXAMPLES", examples), ("BATCH_SIZE", batch)) if size is None)
@@ -76,20 +106,47 @@ def _mechanism(phase: Phase, multiplier: float, is_one_of_several: bool) -> Mech
             f"privacy_spent: how often a row takes part is not known: compile(opt_config={{...}}) without {missing}, "
             "and the data's reader does not say. What was released is in the ledger, but cannot be accounted for"
         )
+    if terms.get("comes_again"):
+        raise ModelError(
+            f"privacy_spent: how often a row takes part is not known: {terms['comes_again']}. What was released is in "
+            "the ledger, but cannot be accounted for"
+        )
     share = min(1.0, batch / examples)
     if terms.get("poisson"):
         # An empty sample is drawn again: what is released differs by that from what a Poisson sample releases.
         empty = (1 - share) ** (examples - 1)
-        drawn = share / (1 - empty) if empty < 1 else 1.0
-        return Mechanism(multiplier, phase.releases, None, min(1.0, drawn), poisson=True, overflow=empty)
+        drawn = min(1.0, share / (1 - empty) if empty < 1 else 1.0)
+        # A step that is taken again has the same sample: its releases are one, with less noise. Those of which the step
+        # is not known are about samples that count already, which is the worst.
+        return [
+            Mechanism(multiplier / math.sqrt(times), steps, None, drawn, poisson=True, overflow=empty)
+            for times, steps in sorted(_doubled(often, phase.lost + further).items(), reverse=True)
+        ]
     batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
     # Data that are cut into batches epoch by epoch, or as one stream of all epochs: whatever lets a row in more often.
-    epochs = max(math.ceil(phase.releases / batches), math.ceil(phase.all_rows / examples))
+    epochs = max(math.ceil(sum(often.values()) / batches), math.ceil(phase.all_rows / examples))
     # A stretch that begins inside an epoch may touch one epoch more.
-    epochs += is_one_of_several
-    return Mechanism(
-        multiplier, phase.releases, min(phase.releases, epochs), share, microbatched=bool(terms.get("microbatched"))
-    )
+    stretch = [each for each in stream if each.terms.get("stretch") == terms.get("stretch")]
+    epochs += bool(terms.get("inside")) or len(stretch) > 1
+    # In each epoch a row is in one step at most, which may be one of those that were taken most often.
+    most, left = 0, epochs
+    for times, steps in sorted(often.items(), reverse=True):
+        most += times * min(left, steps)
+        left -= min(left, steps)
+    if phase.lost:
+        most += math.ceil(phase.lost / batches) + 1
+    taken = min(releases, most + further)
+    noted = bool(terms.get("microbatched")) if microbatched is None else microbatched
+    return [Mechanism(multiplier, releases, taken, share, microbatched=noted)]
+
+
+def _doubled(often: Mapping[int, int], more: int) -> dict[int, int]:
+    """How often each of some steps releases, where ``more`` of those that release once do so a second time."""
+    found = dict(often)
+    second = min(more, found.get(1, 0))
+    found[1] = found.get(1, 0) - second + (more - second)
+    found[2] = found.get(2, 0) + second
+    return {times: steps for times, steps in found.items() if steps}
 
 
 def _unprotected(model: Model) -> list[str]:
@@ -103,28 +160,76 @@ def _unprotected(model: Model) -> list[str]:
 
 
 def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:
-    """The peer as it described itself in the handshake, over the same steps."""
-    steps = [phase for phase in phases if phase.terms.get("kind") == UPDATE] or list(phases)
+    """The peer as it described itself in the handshake, over the steps that this party took or tried."""
+    assert model._noise_holder is not None
+    updates = [phase for phase in phases if phase.terms.get("kind") == UPDATE]
+    steps = updates or [phase for phase in phases if not phase.terms.get("in_each")]
     told = [phase.terms.get("peer") or {} for phase in steps]
     if not steps:  # labels were randomised and nothing was noised: what the handshake of this process said
-        assert model._noise_holder is not None
         told = [held.get("peer") or {} for held in model._noise_holder.conditions.values()]
-        if any(each.get("noise_multiplier") for each in told):
+        if any(multiplier for each in told for multiplier, _ in each.get("groups") or ()):
             return unknown_party(name)  # it adds noise, but how often, only a ledger of updates would say
     if not all(told):
         return unknown_party(name)
+    count = _OfPeer(steps, told, model._noise_holder.broken_off)
     released = {key: noise for each in told for key, noise in each["released"].items()}
-    raw = tuple(model._received_raw(all(each["noises_returns"] for each in told), released))
-    sent = tuple(
-        Releases(
-            key, tuple(_mechanism(p, each["released"].get(key, 0.0), len(steps) > 1) for p, each in zip(steps, told))
-        )
-        for key in released
-    )
-    multipliers = [each["noise_multiplier"] for each in told]
-    if all(multiplier is None for multiplier in multipliers):
-        return Party(name, sent=sent, sent_raw=raw)  # it trains nothing
-    if not all(multipliers):
-        return Party(name, unprotected=("its weights",), sent=sent, sent_raw=raw)
-    updates = tuple(_mechanism(p, noise, len(steps) > 1) for p, noise in zip(steps, multipliers))
-    return Party(name, updates=(Releases("its updates", updates),), sent=sent, sent_raw=raw)
+    noised = all(each["noises_returns"] for each in told)
+    raw = tuple(model._received_raw(noised, released))
+    sent = [count.released(key) for key in released]
+    if noised:
+        sent += [count.returned(key) for key in model._gradients_received()]
+    groups = [each["groups"] for each in told]
+    if not any(groups):
+        return Party(name, sent=tuple(sent), sent_raw=raw)  # it trains nothing
+    if not all(held and all(multiplier for multiplier, _ in held) for held in groups):
+        return Party(name, unprotected=("its weights",), sent=tuple(sent), sent_raw=raw)
+    trained = [count.updates(number) for number in range(max(len(held or ()) for held in groups))]
+    return Party(name, updates=tuple(trained), sent=tuple(sent), sent_raw=raw)
+
+
+class _OfPeer:
+    """What the peer released, counted by what this party released or repeated in the same steps.
+
+    Args:
+      steps: Phases of one group of this party's, or of several.
+      told: For each, what the peer said of itself.
+      broken_off: In how many further steps the peer may have released what this party did not come to.
+    """
+
+    def __init__(self, steps: Sequence[Phase], told: Sequence[Mapping[str, Any]], broken_off: int) -> None:
+        self._steps, self._told, self._broken_off = steps, told, broken_off
+
+    def released(self, key: str) -> Releases:
+        """A tensor that it sent noised."""
+        return self._stream(key, [each["released"].get(key, 0.0) for each in self._told])
+
+    def returned(self, key: str) -> Releases:
+        """A gradient that it returned noised, as its private optimizers noise: all alike, or it would not have."""
+        noise = [min((sigma for sigma, _ in each["groups"] if sigma), default=0.0) for each in self._told]
+        return self._stream(f"gradient of {key}", noise)
+
+    def updates(self, number: int) -> Releases:
+        """Updates of one of its clipping groups."""
+        held = [each["groups"][number] if number < len(each["groups"]) else (None, False) for each in self._told]
+        return self._stream(f"its updates {number}", [sigma for sigma, _ in held], [whole for _, whole in held])
+
+    def _stream(self, name: str, noise: Sequence[float | None], microbatched: Sequence[bool] | None = None) -> Releases:
+        """One stream of releases; ``noise`` is None where it did not release this then."""
+        # Several groups of one task were released in the same steps, those of several tasks in others.
+        one: dict[str, str] = {}
+        for phase in self._steps:
+            one.setdefault(phase.terms["group"].split("/")[0], phase.terms["group"])
+        whole = microbatched or [False] * len(noise)
+        held = [
+            (phase, value, flag)
+            for phase, value, flag in zip(self._steps, noise, whole)
+            if value is not None and phase.terms["group"] in one.values()
+        ]
+        # In which phases conversations broke off, nobody knows: where there was the least noise.
+        worst = min(range(len(held)), key=lambda number: held[number][1], default=0)
+        found: list[Mechanism] = []
+        for number, (phase, value, flag) in enumerate(held):
+            stream = [each for each, _, _ in held if each.terms["group"] == phase.terms["group"]]
+            more = self._broken_off if number == worst else 0
+            found += _mechanisms(phase, value, phase.tried, stream, more, flag)
+        return Releases(name, tuple(found))

@@ -155,8 +155,22 @@ def _ordinary(
 
 
 def note_conditions(model: Model, program: Program, group: str, kind: str, **more: Any) -> None:
-    """Notes what the ledger keeps beside the releases of a group: how often a row takes part follows from it."""
-    config, readers = model._opt_config, _readers.own(program)
+    """Notes what the ledger keeps beside the releases of a group: how often a row takes part follows from it.
+
+    Raises:
+      ConfigError: ``BATCH_SIZE`` is not what the data's reader has.
+    """
+    config, readers, name = model._opt_config, _readers.own(program), program.scope
+    if program.scope.mode is not MODE.TRAIN:
+        # Other rows than those of training, and nobody says how many, or how often they are read.
+        model._noise.conditions[group] = {"kind": kind, "in_each": True, **more}
+        return
+    read = sorted({reader.batch_size for reader in readers})
+    if config.batch_size and len(read) == 1 and read != [config.batch_size]:
+        raise ConfigError(
+            f"opt_config BATCH_SIZE: {config.batch_size}, but the reader of {name} has batch_size={read[0]}, from "
+            "which follows how often a row takes part: leave BATCH_SIZE out"
+        )
     model._noise.conditions[group] = {
         "kind": kind,
         "batch_size": config.batch_size or _batch_size(program),
@@ -165,7 +179,7 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
         "poisson": _are_samples(program) and all(reader.hides_batches for reader in readers),
         **more,
     }
-    if config.num_examples is None and len(readers) == 1:
+    if len(readers) == 1:
         model._noise.counts[group] = readers[0].num_examples
 
 

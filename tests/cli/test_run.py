@@ -56,6 +56,15 @@ def efl_run(*arguments: str) -> tuple[int, list[str]]:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
+    # Also where the tests run under nohup: who ignores a signal hands that on.
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return _start(*arguments)
+    finally:
+        signal.signal(signal.SIGHUP, hang_up)
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command("run", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

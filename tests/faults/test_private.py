@@ -71,6 +71,7 @@ assert bool(model._noise.deferred) == (DEFERS and ROLE == "follower")
 model.fit(PROCEDURE, log_step=5, checkpoint_dir="checkpoints", save_checkpoint_steps=SAVE)
 np.savez(f"{ROLE}.npz", **model.get_weights())
 json.dump([[phase.terms["group"], phase.releases] for phase in model._noise.phases()], open(f"{ROLE}.phases", "w"))
+json.dump(model._noise_holder.broken_off, open(f"{ROLE}.broken", "w"))
 """
 )
 
@@ -119,6 +120,8 @@ def test_what_is_repeated_has_the_noise_that_it_had(tmp_path: Path, victims: lis
             assert len({digest for _, digest in held}) == 1, f"{role}, step {step}"
         releases = json.loads((tmp_path / f"{role}.phases").read_text())
         assert {count for _, count in releases} == {STEPS}, releases  # nothing is released twice
+        # What the other released in its last step, before it died or after this one did, this party cannot know.
+        assert json.loads((tmp_path / f"{role}.broken").read_text()) == 1
     for step, arrays in returned(tmp_path).items():
         for array in arrays[1:]:
             np.testing.assert_array_equal(array, arrays[0], err_msg=str(step))

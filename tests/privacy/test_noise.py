@@ -63,7 +63,8 @@ def test_the_same_release_has_the_same_noise_and_is_counted_once() -> None:
     first = made.noised(values, **RELEASE)
     np.testing.assert_array_equal(made.noised(values.copy(), **RELEASE), first)
     terms = {"group": "train", "clip": 2.0, "noise_multiplier": 1.5}
-    assert made.ledger.phases() == [Phase(terms, releases=1, rows=8, all_rows=8)]
+    step = RELEASE["step"]
+    assert made.ledger.phases() == [Phase(terms, 1, rows=8, all_rows=8, often={1: 1}, tried={2: 1}, first_step=step)]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,9 @@ def test_phases_are_counted_across_openings_and_no_rollback_rewinds_them(tmp_pat
         held.enter({"group": "b", "sigma": float(opening)}, 5, 1, bytes([99, opening]) + bytes(14), drawn)
         held.close()
     counted = [(p.terms["group"], p.releases, p.rows, p.all_rows) for p in Ledger(tmp_path / "ledger").phases()]
-    assert counted == [("a", 7, 12, 8 + 9 + 10 + 11 + 12 + 11 + 12), ("b", 1, 1, 1), ("b", 1, 1, 1)]
+    assert counted == [("a", 7, 12, 8 + 9 + 10 + 11 + 12), ("b", 1, 1, 1), ("b", 1, 1, 1)]
+    often = [(dict(p.often), dict(p.tried)) for p in Ledger(tmp_path / "ledger").phases()]
+    assert often == [({1: 3, 2: 2}, {2: 5}), ({1: 1}, {1: 1}), ({1: 1}, {1: 1})]
 
 
 def test_nothing_released_is_missing_after_kill_9(tmp_path: Path) -> None:

@@ -198,25 +198,73 @@ def party(text, private, **config):
     return federation.party(text, private, **config).replace("install()\n", "")  # real noise, and a real ledger
 
 
-def test_a_federation_says_who_learns_what(tmp_path):
-    sizes = {"BATCH_SIZE": 16, "NUM_EXAMPLES": 96}
+SIZES = {"BATCH_SIZE": 16, "NUM_EXAMPLES": 96}
+
+
+def tables(folder, change=lambda text: text):
+    """The rows that each party prints, by adversary; ``change`` is applied to the follower's program."""
     say = "\nprint('TABLE', [(r.adversary, r.epsilon, r.reason) for r in model.privacy_spent(1e-3).rows])\n"
-    leader = party(federation.LEADER, True, **sizes) + say
-    follower = party(federation.FOLLOWER, True, **sizes) + say
-    told = run_both(tmp_path, leader, follower)
-    tables = {role: re.search(r"TABLE (.*)", result.output)[1] for role, result in told.items()}
-    rows = {role: {name: rest for name, *rest in eval(table)} for role, table in tables.items()}
-    both = "outsider who sees both models"
-    # Six steps are one epoch: one participation in each party's updates, with the same noise.
-    expected = compute_epsilon([Mechanism(0.2, 6, 1)] * 2, 1e-3, sampling="none").epsilon
+    follower = party(federation.FOLLOWER, True, **SIZES)
+    changed = change(follower)
+    told = run_both(folder, party(federation.LEADER, True, **SIZES) + say, changed + say)
+    found = {role: re.search(r"TABLE (.*)", result.output)[1] for role, result in told.items()}
+    return {role: {name: rest for name, *rest in eval(table)} for role, table in found.items()}
+
+
+def without_amplification(*multipliers, relation="add_remove"):
+    mechanisms = [Mechanism(each, 6, 1) for each in multipliers]  # six steps are one epoch: one participation
+    return compute_epsilon(mechanisms, 1e-3, relation=relation, sampling="none").epsilon
+
+
+def test_a_federation_says_who_learns_what(tmp_path):
+    rows = tables(tmp_path)
     for role in rows:
-        assert rows[role][both] == [pytest.approx(expected, rel=1e-6), ""]
-    about_follower = rows["follower"]["the leader, with all that it received, about the follower's rows"]
-    assert about_follower == [None, "none: f was sent raw"]
-    about_leader = rows["leader"]["the follower, with all that it received, about the leader's rows"]
-    # Its returned gradients are clipped and noised: they compose with its updates.
-    twice = compute_epsilon([Mechanism(0.2, 6, 1)] * 2, 1e-3, relation="replace_one", sampling="none").epsilon
-    assert about_leader == [pytest.approx(twice, rel=1e-6), ""]
+        for seen in ("the leader's model", "the follower's model", "both models"):
+            # One party's model is as good as both.
+            expected = [pytest.approx(without_amplification(0.2, 0.2), rel=1e-6), ""]
+            assert rows[role][f"outsider who sees {seen}"] == expected
+        about_follower = rows[role]["the leader, with all that it received, about the follower's rows"]
+        assert about_follower == [None, "none: f was sent raw"]
+        about_leader = rows[role]["the follower, with all that it received, about the leader's rows"]
+        # Its returned gradients are clipped and noised: they compose with its updates.
+        twice = without_amplification(0.2, 0.2, relation="replace_one")
+        assert about_leader == [pytest.approx(twice, rel=1e-6), ""]
+
+
+OPTIMIZER = "optimizer_class(0.3, 0.2, learning_rate=0.5)"
+TWO_GROUPS = """
+        def of_two(m, task):
+            first, *others = tf.trainable_variables()
+            made = [optimizer_class(0.3, 0.2, learning_rate=0.5) for _ in range(2)]
+            return {made[0]: ([first], None), made[1]: (others, None)}
+        return of_two
+"""
+
+
+def test_the_peer_knows_of_micro_batches(tmp_path):
+    def change(text):
+        assert OPTIMIZER in text
+        return text.replace(OPTIMIZER, OPTIMIZER.replace("0.2,", "0.2, 4,"))
+
+    one, whole = Mechanism(0.2, 6, 1), Mechanism(0.2, 6, 1, microbatched=True)
+    expected = compute_epsilon([one, whole], 1e-3, sampling="none").epsilon
+    for rows in tables(tmp_path, change).values():
+        assert rows["outsider who sees both models"] == [pytest.approx(expected, rel=1e-6), ""]
+
+
+def test_the_peer_knows_of_several_clipping_groups(tmp_path):
+    def change(text):
+        begin = text.index("    if private:\n") + len("    if private:")
+        return (
+            text[:begin]
+            + "\n        optimizer_class = efl.DPGradientDescentGaussianOptimizer"
+            + TWO_GROUPS
+            + (text[text.index("    return optimizer(") :])
+        )
+
+    expected = without_amplification(0.2, 0.2, 0.2)
+    for rows in tables(tmp_path, change).values():
+        assert rows["outsider who sees both models"] == [pytest.approx(expected, rel=1e-6), ""]
 
 
 def test_a_peer_without_noise_leaves_outsiders_without_a_guarantee(tmp_path):

@@ -17,16 +17,17 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from efl.errors import CheckpointError
+from efl.privacy.noise.steps import Steps
 
 _log = logging.getLogger("efl")
 # checksum | kind, terms | rows | step | digest, stream, number in it
 _RECORD = struct.Struct("<IHHIQ16s16sQ")
-_RELEASE, _RESERVATION, _CLOSED, _LOST = 1, 2, 3, 4
+_RELEASE, _RESERVATION, _CLOSED, _LOST, _REPLAY, _BEGUN, _ENDED = range(1, 8)
 _RESERVED = 1000  # releases
 _REMEMBERED = 100_000  # digests; a replay of an older one is counted again, which is too much
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -41,15 +42,44 @@ class Phase:
 
     Attributes:
       terms: As ``Ledger.enter`` was given them.
-      releases: How many.
+      releases: How many, those included that nobody saw.
       rows: Rows of the largest batch among them.
-      all_rows: Rows of all batches together; where releases are counted that nobody saw, as many as the largest had.
+      all_rows: Rows of the batches of all steps together, each step's once; where releases are counted that nobody saw,
+        as many as the largest had.
+      often: How often -> number of steps that released so often, replays not counted.
+      tried: The same with replays: what the peer, whose releases may have differed, has at most released.
+      lost: Releases that nobody saw: the machine went down.
+      first_step: The lowest step; None where only lost releases are known.
     """
 
     terms: Terms
     releases: int
     rows: int
     all_rows: int = 0
+    often: Mapping[int, int] = field(default_factory=dict)
+    tried: Mapping[int, int] = field(default_factory=dict)
+    lost: int = 0
+    first_step: int | None = None
+
+
+class _Held:
+    """What is counted under one set of terms."""
+
+    def __init__(self) -> None:
+        self.releases = self.rows = self.all_rows = self.lost = 0
+        self.steps, self.tries = Steps(), Steps()
+
+    def phase(self, terms: Terms) -> Phase:
+        return Phase(
+            terms,
+            self.releases,
+            self.rows,
+            self.all_rows + self.lost * self.rows,
+            self.steps.often(),
+            self.tries.often(),
+            self.lost,
+            self.steps.first,
+        )
 
 
 class Ledger:
@@ -68,7 +98,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._terms: list[Terms] = []
         self._number_of: dict[str, int] = {}
-        self._phases: dict[int, list[int]] = {}  # number of the terms -> releases, rows, all rows, releases not seen
+        self._phases: dict[int, _Held] = {}  # by number of the terms
+        self._begun = self._ended = 0  # conversations with a peer
         self._seen: dict[bytes, Drawn] = {}
         self._last = 0  # number of the last release's terms
         self._left = 0  # of the reservation
@@ -102,31 +133,54 @@ class Ledger:
         """
         with self._lock:
             earlier = self._seen.get(digest)
-            if earlier is not None:
-                return earlier
             number = self._number(terms)
             try:
                 if self._file is not None:
-                    if self._left == 0:
-                        self._reserve()
-                    self._append(_RELEASE, number, rows, step, digest, drawn)
+                    if earlier is not None:
+                        self._append(_REPLAY, number, rows, step, digest)
+                    else:
+                        if self._left == 0:
+                            self._reserve()
+                        self._append(_RELEASE, number, rows, step, digest, drawn)
             except OSError as error:
                 raise CheckpointError(
                     f"the ledger of releases in {self._folder} cannot be written ({error.strerror}), so nothing may be "
                     "released: make room, then start again"
                 ) from None
+            if earlier is not None:
+                self._held(number).tries.add(step)
+                return earlier
             self._left -= 1
-            self._count(number, rows)
+            self._count(number, rows, step)
             self._remember(digest, drawn)
             return drawn
 
     def phases(self) -> list[Phase]:
         """What was released, in the order in which terms came up first."""
         with self._lock:
-            return [
-                Phase(self._terms[number], releases, rows, all_rows + lost * rows)
-                for number, (releases, rows, all_rows, lost) in self._phases.items()
-            ]
+            return [held.phase(self._terms[number]) for number, held in self._phases.items()]
+
+    def conversation_begun(self) -> None:
+        """Notes that this party and its peer begin to train together, or begin again."""
+        with self._lock:
+            self._begun += 1
+            if self._file is not None:
+                self._append(_BEGUN, 0, 0, 0, b"")
+
+    def conversation_ended(self) -> None:
+        """Notes that both have done all that was agreed when they began."""
+        with self._lock:
+            self._ended += 1
+            if self._file is not None:
+                self._append(_ENDED, 0, 0, 0, b"")
+
+    @property
+    def broken_off(self) -> int:
+        """How many conversations did not end so. In the last step of each the peer may have released more than this
+        party.
+        """
+        with self._lock:
+            return max(0, self._begun - self._ended)
 
     def close(self) -> None:
         """Gives back what is left of the reservation. Call it when nothing more will be released."""
@@ -163,14 +217,24 @@ class Ledger:
         record = _RECORD.pack(0, kind, number, rows, step, digest, *drawn)
         os.write(self._file, struct.pack("<I", zlib.crc32(record[4:])) + record[4:])
 
-    def _count(self, number: int, rows: int, unseen: int = 0) -> None:
-        """Counts a release of so many rows, or releases that may have been."""
-        releases = unseen or 1
-        held = self._phases.setdefault(number, [0, 0, 0, 0])
-        held[0] += releases
-        held[1] = max(held[1], rows)
-        held[2] += rows
-        held[3] += unseen
+    def _held(self, number: int) -> _Held:
+        return self._phases.setdefault(number, _Held())
+
+    def _count(self, number: int, rows: int, step: int) -> None:
+        """Counts a release."""
+        held = self._held(number)
+        held.releases += 1
+        held.rows = max(held.rows, rows)
+        held.tries.add(step)
+        if held.steps.add(step):
+            held.all_rows += rows
+        self._last = number
+
+    def _count_lost(self, number: int, releases: int) -> None:
+        """Counts releases that may have been."""
+        held = self._held(number)
+        held.releases += releases
+        held.lost += releases
         self._last = number
 
     def _remember(self, digest: bytes, drawn: Drawn) -> None:
@@ -205,17 +269,23 @@ class Ledger:
             _log.warning("%s: its last record is torn; what it stood for is counted as released", path)
             os.truncate(path, len(data) - torn)
         whole, reserved_in = memoryview(data)[: len(data) - torn], b""
-        for position, (kind, number, rows, _, digest, *drawn) in enumerate(_records(path, whole)):
+        for position, (kind, number, rows, step, digest, *drawn) in enumerate(_records(path, whole)):
             if kind == _RESERVATION:
                 self._left, reserved_in = rows, digest
             elif kind in (_CLOSED, _LOST):
                 self._left = 0
                 if rows:
-                    self._count(number, 0, rows)
+                    self._count_lost(number, rows)
             elif kind == _RELEASE and number < len(self._terms):
                 self._left = max(0, self._left - 1)
-                self._count(number, rows)
+                self._count(number, rows, step)
                 self._remember(digest, (drawn[0], drawn[1]))
+            elif kind == _REPLAY and number < len(self._terms):
+                self._held(number).tries.add(step)
+            elif kind == _BEGUN:
+                self._begun += 1
+            elif kind == _ENDED:
+                self._ended += 1
             else:
                 raise CheckpointError(f"{path}, record {position}: unknown; was it written by a newer efl?")
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -234,7 +304,7 @@ class Ledger:
                 self._folder,
                 lost,
             )
-            self._count(number, 0, lost)
+            self._count_lost(number, lost)
         self._append(_LOST, max(number, 0), lost, 0, b"")
         os.fsync(self._file)
         self._left = 0
