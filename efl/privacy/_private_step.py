@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -12,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from efl import _graph_checks
 from efl.errors import ConfigError, ModelError
 from efl.privacy import per_example
+from efl.privacy._moved import refuse_rows
 from efl.privacy.noise.releases import Rows
 from efl.privacy.optimizers import PrivateOptimizer
 from efl.privacy.per_example import Objective, PerExample
@@ -96,6 +98,13 @@ def private_gradients(
       ModelError: The loss is no vector, an example's loss depends on other examples, a variable's dtype has no noise.
       ConfigError: The micro-batches do not go into the batch, or nobody knows its size.
     """
+    with optimizer.making():
+        return _private_gradients(optimizer, objective, variables, terms)
+
+
+def _private_gradients(
+    optimizer: PrivateOptimizer, objective: Objective, variables: Sequence[tf.Variable], terms: Terms
+) -> PrivateGradients:
     rows = _rows(optimizer, objective, terms)
     objective, scale = _reduced(objective, terms.reduce, rows)
     gradients = per_example.differentiate(objective, variables, rows)
@@ -107,6 +116,8 @@ def private_gradients(
         raise ModelError(f"{type(optimizer).__name__} trains {names}: expected variables of float32 or float64")
     checked = _checked(gradients, terms.where)
     deferred = None if terms.defer is None or optimizer.l2_norm_clip is None else terms.defer(gradients)
+    if deferred is not None:  # then the rate is in the update, and not in what apply_gradients makes
+        refuse_rows(optimizer, [deferred._factor], [])
     with tf.control_dependencies([checked]):
         if optimizer.l2_norm_clip is None:
             sums = finite(_by_query(optimizer.dp_sum_query, gradients, scale), terms.where)
@@ -353,17 +364,41 @@ def gradients_alone(
     optimizer: PrivateOptimizer, loss: tf.Tensor, variables: Sequence[tf.Variable]
 ) -> list[tuple[tf.Tensor, tf.Variable]]:
     """The private gradients of an optimizer that no model of efl runs."""
-    step = tf.train.get_global_step()
-    step = tf.constant(0, tf.int64) if step is None else tf.cast(tf.convert_to_tensor(step), tf.int64)
     group = f"{type(optimizer).__name__}/{tf.get_default_graph().unique_name('efl_group', mark_as_used=True)}"
-    terms = Terms(optimizer.noise_source(), step, group)
+    # Which step it is nobody knows: there need be no global step, and minimize() need not be told of one that there is.
+    terms = Terms(optimizer.noise_source(), tf.constant(0, tf.int64), group)
     found = private_gradients(optimizer, Objective(loss), variables, terms)
     # All are finished before any is applied: an update must not run ahead of another gradient.
     return list(zip(tf.tuple([g for g, _ in found.pairs]), [v for _, v in found.pairs])) if found.pairs else []
 
 
-def fresh_noise() -> NoiseSource:
-    """Noise with a new secret seed, which nobody keeps."""
-    from efl.privacy.noise import Ledger, Releases, Seed
+class FreshNoise:
+    """Noise with a new secret seed, which nobody keeps: none is ever added twice.
 
-    return Releases(Seed.fresh(), Ledger.in_memory())
+    A model's ledger gives a release that is identical to an earlier one the same noise: it is taken for a step that is
+    taken again. Here nobody goes back to a checkpoint, and equal sums are those of different steps. With the same noise
+    they would show that they are equal; with noise of their own they do not.
+    """
+
+    def __init__(self) -> None:
+        from efl.privacy.noise import Ledger, Releases, Seed
+
+        self._releases = Releases(Seed.fresh(), Ledger.in_memory())
+        self._numbers = itertools.count()
+
+    def noised(
+        self,
+        values: np.ndarray,
+        *,
+        step: int,
+        group: str,
+        clip: float,
+        noise_multiplier: float,
+        rows: int,
+        tables: Rows | None = None,
+    ) -> np.ndarray:
+        """See ``efl.privacy.noise.Releases.noised``; ``step`` may be any."""
+        number = next(self._numbers)  # in place of the step: then no release is a replay
+        return self._releases.noised(
+            values, step=number, group=group, clip=clip, noise_multiplier=noise_multiplier, rows=rows, tables=tables
+        )

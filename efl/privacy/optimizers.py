@@ -11,11 +11,14 @@ Names and arguments are those of tensorflow-privacy; how the gradients are compu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tensorflow.compat.v1 as tf
 
+from efl._gradients import finished
+from efl._program import ancestors
 from efl.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class PrivateOptimizer:
       l2_norm_clip: The largest norm that one example, or one micro-batch, contributes; None with another mechanism.
       noise_multiplier: Standard deviation of the noise on the sum, in units of ``l2_norm_clip``.
       num_microbatches: Into how many parts of equal size a batch is cut, each clipped as one; None: one for each row.
+      made: The ops by which it computes and applies gradients.
     """
 
     reads_backend_mode: ClassVar[bool] = True
@@ -52,6 +56,7 @@ class PrivateOptimizer:
     l2_norm_clip: float | None = None
     noise_multiplier: float | None = None
     num_microbatches: int | None = None
+    made: frozenset[tf.Operation] = frozenset()
 
     def compute_gradients(
         self,
@@ -90,26 +95,52 @@ class PrivateOptimizer:
     def apply_gradients(
         self, grads_and_vars: Iterable[tuple[Any, tf.Variable]], global_step: Any = None, name: str | None = None
     ) -> tf.Operation:
-        """Applies gradients as the base class does, and updates of rows as they are; see ``efl.privacy._deferred``."""
+        """Applies gradients as the base class does, and updates of rows as they are; see ``efl.privacy._deferred``.
+
+        Raises:
+          ModelError: The learning rate, or another number of the optimizer, is computed from rows of the batch.
+        """
         pairs = list(grads_and_vars)
         rows = [gradient for gradient, _ in pairs if hasattr(gradient, "add_to_table")]
         if not rows:
-            return super().apply_gradients(pairs, global_step, name)  # type: ignore[misc]  # of the class mixed with
+            return self._applied(pairs, global_step, name)
         rest = [pair for pair in pairs if not hasattr(pair[0], "add_to_table")]
-        done = [gradient.add_to_table() for gradient in rows]
+        with self.making():
+            done = [gradient.add_to_table() for gradient in rows]
         if rest:
-            done.append(super().apply_gradients(rest))  # type: ignore[misc]  # of the class mixed with
+            done.append(self._applied(rest))
         if global_step is None:
             return tf.group(*done, name=name)
         with tf.control_dependencies(done):
             return tf.assign_add(global_step, 1, name=name)
 
+    def _applied(
+        self, pairs: Sequence[tuple[Any, tf.Variable]], global_step: Any = None, name: str | None = None
+    ) -> tf.Operation:
+        from efl.privacy import _moved
+
+        with self.making() as made:
+            applied = super().apply_gradients(pairs, global_step, name)  # type: ignore[misc]  # of the class mixed with
+        updates = made & set(ancestors(applied if isinstance(applied, tf.Operation) else applied.op))
+        numbers = [tensor for op in updates for tensor in op.inputs if tensor.op not in made]
+        _moved.refuse_rows(self, numbers, [tensor for gradient, _ in pairs for tensor in finished(gradient)])
+        return applied
+
+    @contextmanager
+    def making(self) -> Iterator[set[tf.Operation]]:
+        """Notes in ``made`` the ops that are made inside; gives the set of these, empty until the end."""
+        graph, new = tf.get_default_graph(), set[tf.Operation]()
+        before = len(graph.get_operations())
+        yield new
+        new.update(graph.get_operations()[before:])
+        self.made |= new
+
     def noise_source(self) -> NoiseSource:
-        """Where noise comes from when the optimizer is used without a model: a seed of this process's own."""
+        """Where noise comes from when the optimizer is used without a model: a seed of its own, and fresh each time."""
         from efl.privacy import _private_step
 
         if not hasattr(self, "_own_noise"):
-            self._own_noise = _private_step.fresh_noise()
+            self._own_noise = _private_step.FreshNoise()
         return self._own_noise
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl import _graph_checks
 from efl._graph import as_graph_tensor, mark_rowwise
 from efl.errors import ModelError
 from efl.privacy.optimizers import checked_number
@@ -28,6 +29,8 @@ class GaussianRelease:
     ``l2_norm_clip * noise_multiplier`` in every number, once for each step in which the row takes part.
     ``privacy_spent`` composes these with the noise of the sender's updates: a row also speaks through the weights that
     it has moved, so there is a guarantee towards the peer only where the sender's optimizer is private too.
+
+    A row with a number that is not finite fails the step before the tensor is sent.
 
     A tensor that was made private once can be sent once; make another one for another send. Evaluation releases too:
     leave it out, or count it.
@@ -69,7 +72,15 @@ class GaussianRelease:
         )
         sent = Sent(self)
         step = tf.train.get_or_create_global_step()
-        noised = tf.numpy_function(sent.noised, [clipped, step], tensor.dtype, name="efl_release")
+        # No clipping makes such a row finite, and no noise hides which one it is.
+        bad = tf.reduce_sum(tf.cast(tf.logical_not(tf.math.is_finite(clipped)), tf.int32))
+        text = (
+            "a row of what is to be sent is not finite, and cannot be clipped: look for missing values in the columns, "
+            "and for zeros under a logarithm, a root or a division. Numbers of that kind"
+        )
+        finite = _graph_checks.check(tf.equal(bad, 0), f"GaussianRelease of {tensor.op.name}", text, [bad], "privacy")
+        with tf.control_dependencies([finite]):
+            noised = tf.numpy_function(sent.noised, [clipped, step], tensor.dtype, name="efl_release")
         mark_rowwise(noised)
         # Its value is what has noise, to the last bit: adding what was taken away would round, and tell of it.
         private = tf.ensure_shape(noised, tensor.shape) + (clipped - tf.stop_gradient(clipped))

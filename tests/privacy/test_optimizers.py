@@ -155,3 +155,22 @@ def test_a_row_that_is_not_finite_is_no_update() -> None:
             sess.run(op, {x: np.concatenate([np.ones([ROWS - 1, 4]), -np.ones([1, 4])])})
         for now, then in zip(sess.run(tf.trainable_variables()), before, strict=True):
             np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_without_a_model_equal_sums_have_noise_of_their_own(counted: bool) -> None:
+    """Else it would show in which steps no row has a gradient."""
+    tf.reset_default_graph()
+    x = tf.placeholder(tf.float32, [ROWS, 4])
+    kernel = tf.get_variable("kernel", [4, 1], initializer=tf.zeros_initializer())
+    global_step = tf.train.get_or_create_global_step() if counted else None
+    optimizer = efl.DPGradientDescentGaussianOptimizer(1.0, 5.0, learning_rate=1.0)
+    loss = tf.reduce_sum(tf.nn.relu(tf.matmul(x, kernel) - 1e3), 1)  # whose gradient is zero
+    ((gradient, _),) = optimizer.compute_gradients(loss)
+    (again,) = (g for g, _ in optimizer.compute_gradients(loss))
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        released = [value for _ in range(3) for value in sess.run([gradient, again], {x: X})]
+        assert global_step is None or sess.run(global_step) == 0  # nobody told minimize() of it
+    assert len({value.tobytes() for value in released}) == 6
+    assert all(np.abs(value).max() > 0 for value in released)

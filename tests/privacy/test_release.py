@@ -9,6 +9,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import efl
+from efl._graph_checks import raise_if_refused
 from efl.errors import ConfigError, ModelError
 from efl.privacy import release as releases
 from efl.privacy.noise import Ledger, Releases, Seed
@@ -52,6 +53,45 @@ def test_a_release_is_sent_once_and_by_a_model():
         release(tf.ones([4, 2], tf.int32))
     with pytest.raises(ConfigError, match="noise_multiplier=0.0: expected a number above 0"):
         efl.privacy.GaussianRelease(1.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_not_sent(value):
+    tf.reset_default_graph()
+    x = tf.placeholder(tf.float32, [None, 3])
+    private, made = efl.privacy.GaussianRelease(0.5, 2.0)(x), Releases(Seed.fresh(), Ledger.in_memory())
+    releases.bind(private, "train/y", made)
+    rows = X.copy()
+    rows[7, 1] = value
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        with pytest.raises(tf.errors.InvalidArgumentError, match="look for missing values in the columns") as error:
+            sess.run(private, {x: rows})
+        assert not made.ledger.phases()  # nobody was asked for noise
+        with pytest.raises(ModelError, match="efl.privacy, GaussianRelease of .* is not finite, and cannot be clipped"):
+            raise_if_refused(error.value, "follower", 3, "train")
+        rows[7, 1] = 1e30  # whose square is infinite
+        assert np.isfinite(sess.run(private, {x: rows})).all()
+
+
+def test_the_peer_gets_nothing_of_a_step_with_such_a_row(tmp_path):
+    follower = federation.party(federation.FOLLOWER, True).replace("install()\n", "X[40, 5] = float('nan')\n")  # step 3
+    sends = "m.send('f', h, require_grad=True)"
+    assert sends in follower
+    private = "private = efl.privacy.GaussianRelease(1.0, 3.0)(h)\n    m.send('f', private, require_grad=True)"
+    leader = federation.party(federation.LEADER, False).replace("install()\n", "")
+    receives = "f = tf.reshape(m.recv('f', require_grad=True), [-1, 5])\n"
+    assert receives in leader
+    shows = "    m.add_train_op(tf.numpy_function(lambda v: print('SEEN', np.isfinite(v).all()), [f], []))\n"
+    told = run_both(
+        tmp_path,
+        leader.replace(receives, receives + shows),
+        follower.replace(sends, private).replace("return h\n", "return private\n"),
+        expect=None,
+    )
+    assert re.findall("SEEN (.*)", told["leader"].output) == ["True", "True"]
+    assert re.search("ModelError: efl.privacy, GaussianRelease of .* look for missing values", told["follower"].output)
+    assert told["leader"].returncode and told["follower"].returncode
 
 
 def test_a_guarantee_towards_the_peer_composes_updates_and_releases(tmp_path):
