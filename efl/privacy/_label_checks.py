@@ -5,6 +5,9 @@ where it comes into the graph; and from there downwards to everything that leave
 messages that follow from them), metrics, messages, variables, Python functions. A label that is cut out of a wider
 tensor is followed from where it is cut out. What is done with it before it comes into the graph, or by hooks that fetch
 it, no graph shows.
+
+Sizes tell nothing of labels where they are those of the batch; those of what a label chooses (``tf.boolean_mask``,
+``tf.unique``) count labels, so these are followed as values are.
 """
 
 from __future__ import annotations
@@ -19,15 +22,45 @@ from efl._program import Program, ancestors
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy._label_use import LabelUse
+from efl.privacy.per_example.layouts.elementwise import BROADCAST, UNARY
 
 if TYPE_CHECKING:
     from efl.model import Model
 
 _log = logging.getLogger("efl")
-# Ops that tell how many rows there are, and nothing of what is in them.
+# Ops that tell how large a tensor is, and nothing of what is in it.
 _SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"})
 _CUTS = frozenset({"StridedSlice", "Slice", "Gather", "GatherV2", "GatherNd"})
 _SOURCES = ("IteratorGetNext", "Placeholder", "PyFunc", "EagerPyFunc", "QueueDequeue", "ReaderRead", "OptionalGetValue")
+# Inputs whose numbers do not decide how large an output is: others choose entries, or say sizes and axes. Of an op that
+# is in none of these it is taken that every input does.
+_NO_SIZES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        (
+            "Reshape", "ExpandDims", "Squeeze", "Transpose", "StridedSlice", "Slice", "Tile", "BroadcastTo", "Pad",
+            "PadV2", "MirrorPad", "ReverseV2", "Roll", "Sum", "Mean", "Prod", "Max", "Min", "All", "Any", "ArgMax",
+            "ArgMin", "EuclideanNorm", "Softmax", "LogSoftmax", "L2Loss", "Cumsum", "Cumprod", "TopKV2", "Unpack",
+            "SplitV", "RandomShuffle", "Print", "PrintV2",
+        ),
+        (0,),
+    ),
+    **dict.fromkeys(
+        (
+            "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BiasAdd", "Gather", "GatherV2", "GatherNd",
+            "InTopK", "InTopKV2", "SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "ScatterNd",
+            "UnsortedSegmentSum",
+        ),
+        (0, 1),
+    ),
+    "Select": (0, 1, 2),
+    "OneHot": (0, 2, 3),
+    "Split": (1,),
+    "ResourceGather": (1,),
+    "LookupTableFind": (1, 2),
+    "LookupTableFindV2": (1, 2),
+    "SparseToDense": (0, 2, 3),
+}  # fmt: skip
+_ALIKE = frozenset({*UNARY, *BROADCAST, "ZerosLike", "OnesLike", "Pack", "Einsum"})  # no input's numbers do
 
 
 def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> None:
@@ -105,20 +138,32 @@ def _is_of_batch(tensor: tf.Tensor) -> bool:
 
 
 def _reached(root: tf.Tensor, may_have: set[tuple[tf.Operation | None, int]]) -> dict[tf.Operation, None]:
-    """All ops that are handed something made of a tensor's values, nearest first."""
+    """All ops that are handed something made of a tensor's values, or a size that they decide, nearest first."""
     found: dict[tf.Operation, None] = {}
+    sized: set[object] = set()  # tensors whose size follows from these values
     frontier = [root]
     while frontier:
-        following = []
+        following: list[tf.Tensor] = []
         for tensor in frontier:
+            is_sized = tensor.ref() in sized
             for op in tensor.consumers():
                 handed = [number for number, t in enumerate(op.inputs) if t is tensor]
-                if op in found or op.type in _SIZES or all((op, number) in may_have for number in handed):
+                if (op.type in _SIZES and not is_sized) or all((op, number) in may_have for number in handed):
                     continue
+                decides = is_sized or not all(_keeps_sizes(op, number) for number in handed)
+                new = [t for t in op.outputs if decides and t.ref() not in sized and not t.shape.is_fully_defined()]
+                sized.update(t.ref() for t in new)
+                following.extend(new if op in found else op.outputs)
                 found[op] = None
-                following.extend(op.outputs)
         frontier = following
     return found
+
+
+def _keeps_sizes(op: tf.Operation, number: int) -> bool:
+    """Whether what an op gives is as large as before if other numbers are in one of its inputs, equally many."""
+    if op.type == "ConcatV2":
+        return number < len(op.inputs) - 1
+    return op.type in _ALIKE or number in _NO_SIZES.get(op.type, ())
 
 
 def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from efl.errors import ModelError
 from efl.privacy import per_example
 from efl.privacy.per_example.layouts import walk
-from efl.privacy.per_example.layouts.layout import EXAMPLES
+from efl.privacy.per_example.layouts.layout import EXAMPLES, Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 Make = Callable[[tf.Tensor], tf.Tensor]
@@ -111,6 +114,64 @@ def test_mixed_rows_are_refused(name: str) -> None:
         per_example.differentiate(per_example.Objective(_rows(h)), tf.trainable_variables())
 
 
+@tf.RegisterGradient("EflTestsLarger")
+def _larger(op: tf.Operation, *deltas: tf.Tensor) -> list[tf.Tensor]:
+    """Of each input a gradient of its size, which is not that of the op."""
+    return [1e3 * tf.ones_like(t) * tf.reduce_mean(deltas[0]) if t.dtype.is_floating else None for t in op.inputs]
+
+
+def _overridden(make: Make, **instead: str) -> Make:
+    def within(x: tf.Tensor) -> tf.Tensor:
+        with tf.get_default_graph().gradient_override_map(instead):
+            return make(x)
+
+    return within
+
+
+def _weights() -> tf.Tensor:
+    return tf.get_variable("w", [4, 4])
+
+
+OWN_GRADIENTS: dict[str, Make] = {
+    "of a product": _overridden(lambda x: tf.matmul(x, _weights()), MatMul="EflTestsLarger"),
+    "of a sum": _overridden(lambda x: x + _weights()[0], AddV2="EflTestsLarger"),
+    "of a reduction": _overridden(
+        lambda x: tf.reduce_mean(_dense(x), 1, keepdims=True) * _dense(x), Mean="EflTestsLarger"
+    ),
+    "of a reshape": lambda x: tf.reshape(
+        _overridden(lambda h: tf.reshape(h, [-1, 2, 2]), Reshape="EflTestsLarger")(_dense(x)), [-1, 4]
+    ),
+    "of another op of TensorFlow": _overridden(lambda x: tf.tanh(_dense(x)), Tanh="Square"),
+    "of a variable's copy": lambda x: tf.matmul(x, _overridden(tf.identity, Identity="EflTestsLarger")(_weights())),
+    "of a variable's square": lambda x: tf.matmul(x, _overridden(tf.square, Square="EflTestsLarger")(_weights())),
+    "of reading a variable": _overridden(lambda x: x * tf.get_variable("s", []), ReadVariableOp="EflTestsLarger"),
+    "of a function of a variable": lambda x: tf.matmul(
+        x, tf.custom_gradient(lambda w: (tf.identity(w), lambda d: 1e3 * tf.sign(d)))(_weights())
+    ),
+    "in a branch": lambda x: (
+        tf.cond(
+            tf.placeholder(tf.bool, []), lambda: _overridden(lambda h: tf.exp(h), Exp="EflTestsLarger")(x), lambda: x
+        )
+        + _dense(x)
+    ),
+    "of what a branch does with a variable": lambda x: _in_a_branch(x, tf.identity(_weights())),
+}
+
+
+def _in_a_branch(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    def product() -> tf.Tensor:
+        return tf.matmul(x, _overridden(tf.square, Square="EflTestsLarger")(weights))
+
+    return tf.cond(tf.placeholder(tf.bool, []), product, lambda: x)
+
+
+@pytest.mark.parametrize("name", OWN_GRADIENTS)
+def test_a_gradient_of_the_users_own_is_refused_wherever_it_is(name: str) -> None:
+    h = OWN_GRADIENTS[name](tf.placeholder(tf.float32, [None, 4], "x"))
+    with pytest.raises(ModelError, match=r"'.*' \(\w+\) has a gradient of the user's own"):
+        per_example.differentiate(per_example.Objective(_rows(h)), tf.trainable_variables())
+
+
 def test_a_padded_batch_is_refused() -> None:
     x = tf.placeholder(tf.float32, [None, None], "padded")
     with pytest.raises(ModelError, match=r"the length of an axis is that of the longest row.*padded_shapes"):
@@ -118,6 +179,76 @@ def test_a_padded_batch_is_refused() -> None:
             per_example.Objective(tf.reduce_mean(tf.square(_dense(x[..., tf.newaxis])), [1, 2])),
             tf.trainable_variables(),
         )
+
+
+BATCH = 3
+
+
+@st.composite
+def gathers(draw: st.DrawFn) -> tuple[Any, ...]:
+    """Rank of the params, the axis that holds the rows, axis, batch_dims, rank of the indices, who has the rows."""
+    rank, more = draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    batch_dims = draw(st.integers(0, min(rank - 1, more)))
+    axis = draw(st.integers(batch_dims, rank - 1))
+    holder = draw(st.sampled_from(["params", "indices", "both"]))
+    rows = draw(st.integers(0, (more if holder == "indices" else rank) - 1)) if holder != "indices" or more else 0
+    return rank, rows, axis, batch_dims, more, holder
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(gathers(), st.booleans())
+@example((4, 2, 1, 1, 2, "params"), True)
+@example((3, 2, 1, 1, 2, "params"), False)
+@example((3, 2, 2, 2, 2, "indices"), True)
+def test_a_gather_has_its_rows_where_it_is_said_to(made: tuple[Any, ...], is_static: bool) -> None:
+    """Against the truth: which places of the output change with one row of the batch."""
+    rank, rows, axis, batch_dims, more, holder = made
+    if holder == "indices" and not more:
+        return
+    tf.reset_default_graph()
+    x = tf.placeholder(tf.float32, [BATCH if is_static else None, 2], "x")
+    # Each axis has two places, that of the rows BATCH, and so have those that go together with it.
+    sizes, wanted = [2] * rank, [2] * more
+    of_params, of_indices = holder != "indices", holder != "params"
+    if of_params:
+        sizes[rows] = BATCH
+    if of_indices and rows < more:
+        wanted[rows] = BATCH
+    for place in range(batch_dims):
+        sizes[place] = wanted[place] = max(sizes[place], wanted[place])
+    rng = np.random.default_rng(rank * 7 + more)
+    params, indices = tf.constant(rng.normal(size=sizes), tf.float32), tf.constant(rng.integers(0, 2, wanted), tf.int32)
+    if of_params:
+        params *= tf.reshape(x[:, 0], [-1 if i == rows else 1 for i in range(rank)])
+    if of_indices and rows < more:
+        indices = (indices + tf.cast(tf.reshape(x[:, 1], [-1 if i == rows else 1 for i in range(more)]), tf.int32)) % 2
+    taken = tf.gather(params, indices, axis=axis, batch_dims=batch_dims)
+    found = walk.Walk([x, taken]).layout(taken)
+    if not isinstance(found, Rows):
+        return
+    value = np.random.default_rng(0).uniform(1, 2, (BATCH, 2)).astype(np.float32)
+    with tf.Session() as sess:
+        before = sess.run(taken, {x: value})
+        length = before.shape[found.axis]
+        owner = np.arange(length) // (length // (BATCH * found.before)) % BATCH
+        assert length % (BATCH * found.before) == 0
+        for row in range(BATCH):
+            other = value.copy()
+            other[row] += 1
+            changed = sess.run(taken, {x: other}) != before
+            elsewhere = tuple(a for a in range(before.ndim) if a != found.axis)
+            assert set(owner[changed.any(elsewhere)]) <= {row}
+
+
+def test_a_mean_of_the_batch_behind_a_gather_of_batches_is_refused() -> None:
+    x = tf.placeholder(tf.float32, [None, 4], "x")
+    values = tf.transpose(x[:, :1])[tf.newaxis, :, :, tf.newaxis]  # [1, 1, B, 1]
+    taken = tf.gather(values, tf.constant([[0, 0]]), axis=1, batch_dims=1)  # [1, 2, B, 1]
+    mean = tf.transpose(tf.stop_gradient(tf.reduce_mean(taken, 2)), [2, 0, 1])[:, 0, 0]
+    with pytest.raises(ModelError, match="Mean.*over the examples"):
+        per_example.differentiate(per_example.Objective(_dense(x)[:, 0] * mean), tf.trainable_variables())
 
 
 @pytest.mark.parametrize("way", ["handle", "chain", "trained"])

@@ -444,6 +444,14 @@ def test_other_questions_of_one_name_are_refused(tmp_path):
 # ---- the label is used nowhere else
 
 
+def _largest(sample: Any) -> tf.Tensor:
+    return tf.cast(tf.reduce_max(sample["y"]), tf.int32) + 1
+
+
+def _parts(sample: Any, count: int) -> list[tf.Tensor]:
+    return tf.dynamic_partition(sample["x"], tf.cast(sample["y"][:, 0] > 2, tf.int32), count)
+
+
 @pytest.mark.parametrize(
     ("extra", "what"),
     [
@@ -452,7 +460,21 @@ def test_other_questions_of_one_name_are_refused(tmp_path):
         (lambda m, s: m.add_train_op(tf.get_variable("v", []).assign(tf.reduce_sum(s["y"]))), "AssignVariableOp"),
         (lambda m, s: m.add_train_op(tf.numpy_function(lambda y: None, [s.features["y"]], [])), "PyFunc"),
         (lambda m, s: tf.losses.add_loss(tf.reduce_sum(s["y"])), ""),  # which nobody reads
+        (lambda m, s: m.add_metric("n", tf.size(tf.boolean_mask(s["y"], s["y"] > 2))), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.shape(tf.boolean_mask(s["x"], s["y"][:, 0] > 2))[0]), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.shape(tf.where(tf.equal(s["y"], 0)))[0]), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.size(tf.unique(s.features["y"])[0])), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.size(_parts(s, 2)[1])), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.size(tf.range(tf.reduce_sum(s.features["y"])))), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.reduce_sum(tf.ones_like(tf.square(_parts(s, 2)[0])))), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.size(tf.zeros(tf.stack([_largest(s), 2])))), "metric 'n'"),
+        (lambda m, s: m.add_metric("n", tf.shape(tf.one_hot(s.features["y"], tf.cast(_largest(s), tf.int32)))[1]), "n"),
         (lambda m, s: m.add_metric("rows", tf.shape(s["y"])[0]), ""),
+        (lambda m, s: m.add_metric("rows", tf.size(tf.one_hot(tf.cast(s["y"][:, 0] * 2, tf.int32), 5))), ""),
+        (lambda m, s: m.add_metric("rows", tf.reduce_sum(tf.ones_like(tf.concat([s["y"], -s["y"]], 0)))), ""),
+        (lambda m, s: m.add_metric("rows", tf.shape(tf.reshape(s["y"], [-1, 2]) > 1)[0]), ""),
+        (lambda m, s: m.add_metric("rank", tf.rank(tf.boolean_mask(s["y"], s["y"] > 2))), ""),
+        (lambda m, s: m.add_metric("rows", tf.shape(tf.gather(tf.eye(5), s.features["y"]))[0]), ""),
         (lambda m, s: m.add_metric("x", tf.reduce_mean(s["x"])), ""),
     ],
 )
@@ -462,6 +484,18 @@ def test_labels_that_leave_a_training_step_by_another_way_are_refused(extra, wha
         return
     with pytest.raises(ModelError, match=rf"the label itself \(.*\) is used in train for .*{what}.*, not only"):
         Trained(plain(), extra=extra)
+
+
+def test_a_weight_that_counts_labels_is_refused():
+    def weighed(logits: tf.Tensor, told: tf.Tensor) -> tf.Tensor:
+        (count,) = tf.get_collection("count")
+        return LabelDP(1.0, CLASSES).loss(logits, told) / tf.cast(count + 1, tf.float32)
+
+    def counts(model: Any, sample: Any) -> None:
+        tf.add_to_collection("count", tf.size(tf.boolean_mask(sample["y"], sample["y"] > 2)))
+
+    with pytest.raises(ModelError, match="is used in train for the loss, not only"):
+        Trained(plain(), extra=counts, loss=weighed)
 
 
 def test_a_loss_of_the_label_itself_is_refused_and_a_prior_of_it():

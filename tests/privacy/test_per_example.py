@@ -49,7 +49,41 @@ def test_convolution_of_a_kernel_too_large_for_products() -> None:
         x = image("x", 5, 5, 16)
         return Built(_values(tf.layers.conv2d(x, 256, 3, padding="same")), {"x": x})  # 9 * 16 * 256 numbers an example
 
-    assert_equal(build, {"x": random(5, 5, 16)})
+    assert_equal(build, {"x": random(5, 5, 16)}, above=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_shapes(seed: int) -> None:
+    """Sizes of the batch, of what is clipped as one, and of all layers are drawn."""
+    rng = np.random.default_rng(seed)
+
+    def size(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    rows, groups = size(1, 3), size(1, 5)
+    high, wide, deep, times, width, many = (size(*r) for r in ((3, 9), (3, 9), (1, 5), (1, 7), (1, 12), (1, 4)))
+    filters, kernel, strides, units, rows_of_table = size(1, 9), size(1, 3), size(1, 2), size(1, 40), size(2, 9)
+    padding = str(rng.choice(["same", "valid"]))
+
+    def build() -> Built:
+        x, seq = image("x", high, wide, deep), image("seq", times, width)
+        ids = tf.placeholder(tf.int64, [None, many], "ids")
+        h = tf.layers.conv2d(x, filters, kernel, strides=strides, padding=padding, activation="tanh")
+        h = tf.layers.dense(tf.layers.dense(tf.layers.flatten(h), units, activation="tanh"), 3)
+        s = tf.layers.dense(seq, units, activation="tanh")
+        s = tf.tensordot(s, tf.get_variable("mixed", [units, units]), 1) * tf.get_variable("scale", [units])
+        table = tf.get_variable("table", [rows_of_table, width])
+        scores = tf.einsum("btk,vk->btv", seq, table)  # the table is read twice, once transposed
+        looked = tf.reduce_sum(tf.nn.embedding_lookup(table, ids), 1)
+        return Built(_values(h) + _values(s) + _values(scores) + _values(looked), {"x": x, "seq": seq, "ids": ids})
+
+    batch = rows * groups
+    feeds = {
+        "x": random(high, wide, deep, seed=seed, batch=batch),
+        "seq": random(times, width, seed=seed, batch=batch),
+        "ids": numbers(rows_of_table, many, seed=seed, batch=batch),
+    }
+    assert_equal(build, feeds, rows, names=["table", "mixed", "scale"])
 
 
 def test_convolutions_of_other_kinds() -> None:
@@ -327,6 +361,64 @@ def test_detour_is_exact(rows: int) -> None:
         return Built(tf.reduce_sum(h, 1, keepdims=True), {"x": x})
 
     assert_equal(build, {"x": random(6)}, rows, names=["kernel", "token", "slope"])
+
+
+def test_detour_where_a_variable_is_read_in_a_roundabout_way() -> None:
+    """Through complex numbers and lists of tensors, and out of an op that hands rows on beside it."""
+
+    def build() -> Built:
+        x = image("x", 6)
+        wave, listed, beside = (tf.get_variable(name, [6, 4]) for name in ("wave", "listed", "beside"))
+        h = tf.matmul(x, wave) + tf.matmul(x, tf.abs(tf.signal.fft(tf.complex(wave, 0.1 * tf.ones_like(wave)))))
+        items = tf.raw_ops.TensorListFromTensor(tensor=listed, element_shape=[4])
+        rows = [tf.raw_ops.TensorListGetItem(
+            input_handle=items, index=i, element_shape=[4], element_dtype=tf.float32) for i in range(6)]  # fmt: skip
+        h += tf.matmul(x, listed) * tf.matmul(x, tf.stack(rows))
+        _, aside = tf.identity_n([h, beside])
+        return Built(_values(h + tf.matmul(x, aside) + tf.matmul(tf.square(x), beside)), {"x": x})
+
+    assert_equal(build, {"x": random(6)}, names=["wave", "listed", "beside"])
+
+
+@pytest.mark.parametrize("complex_variable", [False, True])
+def test_a_variable_that_meets_rows_as_complex_numbers_is_refused(complex_variable: bool) -> None:
+    from efl.errors import ModelError
+    from efl.privacy import per_example
+
+    tf.reset_default_graph()
+    x = image("x", 4)
+    w = tf.get_variable("w", [4, 3], tf.complex64 if complex_variable else tf.float32, tf.ones_initializer())
+    if complex_variable:
+        h = tf.matmul(x, tf.math.real(w))
+    else:
+        h = tf.cast(tf.matmul(tf.cast(x, tf.complex64), tf.complex(w, tf.zeros_like(w))), tf.float32)
+        h += tf.matmul(x, w)
+    with pytest.raises(ModelError, match=r"w: 'MatMul.*' \(MatMul\) makes complex numbers of it and of rows"):
+        per_example.differentiate(per_example.Objective(_values(h)), tf.trainable_variables())
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_gradients_that_pass_by_an_op_are_no_others(rows: int) -> None:
+    """What rounds passes gradients on as they come; TensorFlow writes functions of its own with other gradients."""
+
+    def build() -> Built:
+        x = image("x", 6)
+        h = tf.nn.swish(tf.layers.dense(x, 5))
+        with tf.get_default_graph().gradient_override_map({"Round": "Identity"}):
+            h = tf.round(3 * h)
+        return Built(_values(tf.layers.dense(h / 3, 4)), {"x": x})
+
+    assert_equal(build, {"x": random(6)}, rows)
+
+
+def test_detour_of_rounded_weights() -> None:
+    def build() -> Built:
+        x, kernel = image("x", 6), tf.get_variable("kernel", [6, 4])
+        with tf.get_default_graph().gradient_override_map({"Sign": "Identity"}):
+            h = tf.matmul(x, tf.sign(kernel))
+        return Built(_values(h + tf.matmul(x, kernel + tf.stop_gradient(tf.round(kernel) - kernel))), {"x": x})
+
+    assert_equal(build, {"x": random(6)}, names=["kernel"])
 
 
 def test_elements_of_all_kinds() -> None:

@@ -253,7 +253,8 @@ def differentiate(objective: Objective, variables: Sequence[tf.Variable], rows: 
 
     Raises:
       ModelError: An example's loss depends on other examples, or may do so for all that is known; the message names the
-        op. Or the loss has not one value for each example.
+        op. Or the loss has not one value for each example, an op has a gradient of the user's own, or a variable meets
+        examples as complex numbers.
     """
     walk, targets, loss = _walk(objective)
     groups = Groups.of(walk, rows)
@@ -316,7 +317,8 @@ def _outputs(found: Sequence[Meeting], walk: Walk) -> list[tf.Tensor]:
     unique: dict[object, tf.Tensor] = {}
     for meeting in found:
         for out in meeting.op.outputs:
-            if out.dtype.is_floating and isinstance(walk.layout(out), (Rows, Ragged)):
+            has_gradient = out.dtype.is_floating or out.dtype.is_complex
+            if has_gradient and isinstance(walk.layout(out), (Rows, Ragged)):
                 unique.setdefault(out.ref(), out)
     return list(unique.values())
 
@@ -332,6 +334,7 @@ def _plan(
             delta = deltas.get(out.ref())
             if delta is None:
                 continue
+            _check_real(variable, meeting, out)
             use = rules.Use(
                 meeting.op, meeting.index, out, tf.convert_to_tensor(delta), meeting.direct and len(found) == 1
             )
@@ -362,6 +365,15 @@ def _plan(
         if part.a.shape[1] != 1 and part.is_product_cheaper:
             product = part.product
     return _Plan(uses, together, product, direct)
+
+
+def _check_real(variable: tf.Variable, meeting: Meeting, output: tf.Tensor) -> None:
+    if variable.dtype.is_complex or meeting.op.inputs[meeting.index].dtype.is_complex or output.dtype.is_complex:
+        raise ModelError(
+            f"{variable.op.name}: {meeting.op.name!r} ({meeting.op.type}) makes complex numbers of it and of rows, and "
+            "norms of gradients are taken of real ones only: keep real and imaginary parts apart (tf.math.real, "
+            "tf.math.imag) where a variable meets rows"
+        )
 
 
 def _part(variable: tf.Variable, meeting: Meeting, use: rules.Use, groups: Groups) -> parts.Part | parts.Rowwise | None:

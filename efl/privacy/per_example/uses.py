@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from efl.privacy.per_example.layouts.layout import Pooled, Shared
+from efl.privacy.per_example.layouts.own_gradient import check_gradient, is_overridden
 from efl.privacy.per_example.layouts.walk import Walk
 
 # Ops that leave a variable's numbers, and their order, as they are.
@@ -47,7 +48,11 @@ def source(variable: tf.Variable) -> tf.Tensor:
 
 
 def meetings(variable: tf.Variable, walk: Walk) -> list[Meeting]:
-    """All meetings of a variable, below the walk's targets."""
+    """All meetings of a variable, below the walk's targets.
+
+    Raises:
+      ModelError: On the way to one an op has a gradient of the user's own.
+    """
     found: list[Meeting] = []
     seen = {source(variable).ref()}
     frontier = [source(variable)]
@@ -56,11 +61,13 @@ def meetings(variable: tf.Variable, walk: Walk) -> list[Meeting]:
         for op in tensor.consumers():
             if not walk.knows(op) or op.type in _NO_GRADIENT:
                 continue
-            if all(isinstance(walk.layout(t), (Shared, Pooled)) for t in op.outputs):
-                for out in op.outputs:
-                    if out.ref() not in seen and (out.dtype.is_floating or out.dtype == tf.resource):
-                        seen.add(out.ref())
-                        frontier.append(out)
+            check_gradient(op)
+            shared = [t for t in op.outputs if isinstance(walk.layout(t), (Shared, Pooled))]
+            for out in shared:  # an op of several outputs may read examples too, and hand these on apart
+                if out.ref() not in seen and _has_gradient(out.dtype):
+                    seen.add(out.ref())
+                    frontier.append(out)
+            if len(shared) == len(op.outputs):
                 continue
             for index, t in enumerate(op.inputs):
                 if t is tensor and not any(m.op is op and m.index == index for m in found):
@@ -69,10 +76,15 @@ def meetings(variable: tf.Variable, walk: Walk) -> list[Meeting]:
     return found
 
 
+def _has_gradient(dtype: tf.DType) -> bool:
+    """Whether gradients go through tensors of a type; in resources and variants there are others."""
+    return dtype.is_floating or dtype.is_complex or dtype in (tf.resource, tf.variant)
+
+
 def _is_direct(tensor: tf.Tensor, variable: tf.Variable, walk: Walk) -> bool:
     pooled = walk.layout(tensor)
     while isinstance(pooled, Pooled):
-        if tensor.op.type == "Identity":
+        if tensor.op.type == "Identity" and not is_overridden(tensor.op):
             tensor = tensor.op.inputs[0]
         elif tensor.op.type in _LOOKUPS and tensor.op.inputs[1] is pooled.unique.outputs[0]:
             tensor = tensor.op.inputs[0]
@@ -80,7 +92,7 @@ def _is_direct(tensor: tf.Tensor, variable: tf.Variable, walk: Walk) -> bool:
         else:
             return False
     while tensor is not source(variable):
-        if tensor.op.type not in _SAME_NUMBERS:
+        if tensor.op.type not in _SAME_NUMBERS or is_overridden(tensor.op):
             return False
         tensor = tensor.op.inputs[0]
     return True

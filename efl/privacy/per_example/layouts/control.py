@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import tensorflow.compat.v1 as tf
 
+from efl.errors import ModelError
 from efl.privacy.per_example.layouts.layout import Layout, Mixed, Rows, Shared
+from efl.privacy.per_example.layouts.own_gradient import check_gradient
 from efl.privacy.per_example.layouts.walk import CONDITIONALS, Walk, rule
 
 
@@ -25,6 +27,8 @@ class _Branch(Walk):
         self._parts = {}
         self._targets = list(graph.outputs)
         self._trained = set()
+        for op in graph.get_operations():  # also those between what a variable holds and rows
+            check_gradient(op)
         self._visit(graph.outputs)
 
     @property
@@ -55,6 +59,8 @@ def _conditional(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout
         graphs = cond_v2.get_func_graphs(op)
         given = [replace(layout, elements=None) if isinstance(layout, Rows) else layout for layout in ins[1:]]
         either, other = ([_Branch(g, given).layout(t) for t in g.outputs] for g in graphs)
+    except ModelError:  # a gradient of the user's own
+        raise
     # A rule that makes tensors of what it is handed cannot do so from inside of a branch.
     except (_CannotTell, AttributeError, ImportError, TypeError, ValueError):
         return mixed(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow.compat.v1 as tf
-from tensorflow.python.framework import ops
 
 from efl._graph import is_rowwise
 from efl.privacy.per_example.layouts.layout import (
@@ -25,8 +22,8 @@ from efl.privacy.per_example.layouts.layout import (
 from efl.privacy.per_example.layouts.static import value_of
 from efl.privacy.per_example.layouts.walk import Walk, rule
 
-
-@rule(
+# Each number of the output is of one number of the input.
+UNARY = (
     "Identity", "IdentityN", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "CheckNumericsV2",
     "EnsureShape", "Cast", "Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Softplus", "Softsign", "Tanh", "Sigmoid",
     "Exp", "Expm1", "Log", "Log1p", "Sqrt", "Rsqrt", "Square", "Abs", "Neg", "Sign", "Reciprocal", "Inv", "Erf", "Erfc",
@@ -36,38 +33,23 @@ from efl.privacy.per_example.layouts.walk import Walk, rule
     "StringToNumber", "AsString", "StringLower", "StringUpper", "StringStrip", "StringLength", "Bucketize",
     "DebugIdentityV2", "DebugIdentityV3",
 )  # fmt: skip
+# Of one number of each input; smaller inputs are repeated.
+BROADCAST = (
+    "Add", "AddV2", "Sub", "Mul", "Div", "RealDiv", "FloorDiv", "TruncateDiv", "FloorMod", "TruncateMod", "Mod", "Pow",
+    "Maximum", "Minimum", "SquaredDifference", "Atan2", "Equal", "NotEqual", "Less", "LessEqual", "Greater",
+    "GreaterEqual", "LogicalAnd", "LogicalOr", "Xdivy", "Xlogy", "Xlog1py", "MulNoNan", "DivNoNan", "SelectV2", "AddN",
+    "ApproximateEqual", "Igamma", "Igammac", "Zeta", "Polygamma", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
+    "ClipByValue", "StringJoin",
+)  # fmt: skip
+
+
+@rule(*UNARY)
 def _unary(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     # IdentityN has several inputs and as many outputs; the others one of each.
     keeps = op.type in ("Identity", "IdentityN", "Snapshot", "StopGradient", "PreventGradient", "EnsureShape")
-    if not has_known_gradient(op):
-        return [Mixed(op, "a gradient of the user's own, which may mix rows")] * len(op.outputs)
     if not keeps and any(isinstance(layout, (Chosen, Places)) for layout in ins):
         return [Mixed(op, "numbers of entries do not belong to examples any more")] * len(op.outputs)
     return [layout if keeps else _as_data(layout) for layout in ins]
-
-
-def has_known_gradient(op: tf.Operation) -> bool:
-    """Whether an op's gradient is TensorFlow's or Keras' own."""
-    if "_gradient_op_type" not in op.node_def.attr:
-        return True
-    name = op.get_attr("_gradient_op_type").decode()
-    try:
-        registered: Any = ops.gradient_registry.lookup(name)
-    except LookupError:
-        return False
-    return all(module.split(".")[0] in ("tensorflow", "tf_keras", "keras") for module in _modules(registered, set()))
-
-
-def _modules(function: Any, seen: set[int]) -> set[str]:
-    """The modules of a function and of all those that it holds on to: the user's is wrapped in TensorFlow's."""
-    if id(function) in seen or not callable(function):
-        return set()
-    seen.add(id(function))
-    found = {str(getattr(function, "__module__", ""))}
-    for cell in getattr(function, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # an empty cell
-            found |= _modules(cell.cell_contents, seen)
-    return found
 
 
 def _as_data(layout: Layout) -> Layout:
@@ -83,13 +65,7 @@ def _lookup(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return _as_data(keys)
 
 
-@rule(
-    "Add", "AddV2", "Sub", "Mul", "Div", "RealDiv", "FloorDiv", "TruncateDiv", "FloorMod", "TruncateMod", "Mod", "Pow",
-    "Maximum", "Minimum", "SquaredDifference", "Atan2", "Equal", "NotEqual", "Less", "LessEqual", "Greater",
-    "GreaterEqual", "LogicalAnd", "LogicalOr", "Xdivy", "Xlogy", "Xlog1py", "MulNoNan", "DivNoNan", "SelectV2", "AddN",
-    "ApproximateEqual", "Igamma", "Igammac", "Zeta", "Polygamma", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
-    "ClipByValue", "StringJoin",
-)  # fmt: skip
+@rule(*BROADCAST)
 def _broadcast(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return together(op, list(op.inputs), ins)
 

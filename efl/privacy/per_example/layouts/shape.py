@@ -312,14 +312,19 @@ def _one_hot(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 @rule("Gather", "GatherV2", "ResourceGather")
 def _gather(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     params, indices = ins[0], ins[1]
+    rank, more = op.inputs[0].shape.rank, op.inputs[1].shape.rank
     batch_dims = op.get_attr("batch_dims") if op.type != "Gather" else 0
-    rank = op.inputs[0].shape.rank
+    if batch_dims < 0:  # counted from the end of the indices
+        if more is None:
+            return Mixed(op, "how many axes of its inputs go together is not known")
+        batch_dims += more
     axis = _axis(op.inputs[2], rank) if op.type == "GatherV2" else 0
     if isinstance(params, Shared):
         if isinstance(indices, Pooled):
             return indices if axis == 0 and not batch_dims else Mixed(op, "it looks ids up along another axis")
         if isinstance(indices, Ragged):
-            return Ragged(indices.part) if axis == 0 else Mixed(op, "it looks entries up along another axis")
+            first = axis == 0 and not batch_dims
+            return Ragged(indices.part) if first else Mixed(op, "it looks entries up along another axis")
         if isinstance(indices, Rows) and axis is not None and not batch_dims:
             return _moved(indices, indices.axis + axis)
         return Mixed(op, "which rows it takes depends on other examples")
@@ -329,10 +334,11 @@ def _gather(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         return params.entries if same else Mixed(op, "it takes ids of other examples")
     if isinstance(params, Ragged) and isinstance(indices, Chosen) and axis == 0 and params.part is indices.part:
         return Ragged(walk.part_of(indices), params.role)
-    if isinstance(params, Rows) and isinstance(indices, Shared) and axis is not None and axis != params.axis:
-        more = op.inputs[1].shape.rank
-        if more is not None:
-            return _moved(params, params.axis + (more - 1 if axis < params.axis else 0))
+    if isinstance(params, Rows) and isinstance(indices, Shared):
+        if axis is None or more is None or axis == params.axis:
+            return Mixed(op, "it takes rows of other examples")
+        # Of the indices' axes, those that go together with the params' first ones are no new ones.
+        return _moved(params, params.axis + (more - batch_dims - 1 if axis < params.axis else 0))
     both = isinstance(params, Rows) and isinstance(indices, Rows) and params.axis == indices.axis == 0
     if both and batch_dims >= 1 and axis is not None and axis >= 1 and same_rows(params, indices):
         return params

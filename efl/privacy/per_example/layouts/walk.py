@@ -24,6 +24,7 @@ from efl.privacy.per_example.layouts.layout import (
     Rows,
     Shared,
 )
+from efl.privacy.per_example.layouts.own_gradient import check_gradient
 
 Rule: TypeAlias = "Callable[[tf.Operation, list[Layout], Walk], Layout | list[Layout]]"
 RULES: dict[str, Rule] = {}
@@ -101,6 +102,9 @@ class Walk:
     Attributes:
       size: int64 scalar, the number of examples: the length of the first target.
       expectations: What has to hold at run time for the layouts to be right.
+
+    Raises:
+      ModelError: An op that is handed rows has a gradient of the user's own, or a size is known to be wrong.
     """
 
     def __init__(self, targets: Sequence[tf.Tensor], examples: Iterable[tf.Tensor] = ()) -> None:
@@ -199,6 +203,7 @@ class Walk:
         ins = [self.layout(t) for t in op.inputs]
         if all(isinstance(layout, Shared) for layout in ins) and op.type not in CONDITIONALS:
             return [_without_rows(op)] * len(op.outputs)
+        check_gradient(op)
         if op.type in _SIZES and not any(isinstance(layout, Pooled) for layout in ins):
             return [self._size_of(op, t, layout) for t, layout in zip(op.inputs, ins, strict=True)]
         for layout in ins:
