@@ -106,15 +106,26 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
 
 def _origin(labels: tf.Tensor) -> tf.Tensor:
     """The tensor as which a label comes into the graph, or is cut out of something wider."""
-    tensor = labels
-    while True:
+    known: dict[object, tf.Tensor] = {}
+
+    def of(tensor: tf.Tensor) -> tf.Tensor:
+        if tensor.ref() not in known:
+            known[tensor.ref()] = tensor  # where the way goes in a circle
+            known[tensor.ref()] = climbed(tensor)
+        return known[tensor.ref()]
+
+    def climbed(tensor: tf.Tensor) -> tf.Tensor:
         op = tensor.op
-        before = [t for t in op.inputs if _is_of_batch(t)]
-        if len(before) != 1 or len(op.outputs) != 1 or op.type.startswith((*_SOURCES, "Parse", "Decode")):
+        before = {t.ref(): t for t in op.inputs if _is_of_batch(t)}
+        if not before or len(op.outputs) != 1 or op.type.startswith((*_SOURCES, "Parse", "Decode")):
             return tensor
-        if op.type in _CUTS and not _is_column(before[0]):
+        if op.type in _CUTS and not all(map(_is_column, before.values())):
             return tensor
-        tensor = before[0]
+        # What is made of several things is the label itself, unless all of them are made of one.
+        above = {root.ref(): root for root in map(of, before.values())}
+        return tensor if len(above) > 1 else above.popitem()[1]
+
+    return of(labels)
 
 
 def _is_column(tensor: tf.Tensor) -> bool:

@@ -486,6 +486,24 @@ def test_labels_that_leave_a_training_step_by_another_way_are_refused(extra, wha
         Trained(plain(), extra=extra)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda y: tf.maximum(y, y * 1),
+        lambda y: tf.boolean_mask(y, y >= 0),
+        lambda y: tf.where(y > 2, y, tf.identity(y)),
+        lambda y: tf.argmax(tf.stack([tf.cast(tf.equal(y, k), tf.float32) for k in range(CLASSES)], 1), 1),
+    ],
+)
+def test_a_label_that_is_made_of_itself_in_several_ways_is_followed_from_where_it_comes(made):
+    def use(sample: Any) -> tf.Tensor:
+        return LabelDP(1.0, CLASSES)(sample.features["id"], made(sample.features["y"]))
+
+    Trained(use)
+    with pytest.raises(ModelError, match="is used in train for metric 'y', not only"):
+        Trained(use, extra=lambda m, s: m.add_metric("y", tf.reduce_mean(s.features["y"])))
+
+
 def test_a_weight_that_counts_labels_is_refused():
     def weighed(logits: tf.Tensor, told: tf.Tensor) -> tf.Tensor:
         (count,) = tf.get_collection("count")
