@@ -10,6 +10,9 @@ from tensorflow.core.framework import attr_value_pb2
 
 from efl.errors import ModelError
 
+#: Names a collection of a graph: the tensors that come from the peer.
+RECEIVED = "efl_received"
+
 
 def as_graph_tensor(value: Any, what: str) -> tf.Tensor:
     """``value`` as a dense tensor of the current graph.

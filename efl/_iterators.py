@@ -90,9 +90,7 @@ class OwnIterators:
         tf.add_to_collection(_EXAMINED, made)
         return made, made._warnings()
 
-    def restore(
-        self, session: tf.Session, prefix: str, scopes: Collection[TaskScope], strict: bool
-    ) -> set[TaskScope]:
+    def restore(self, session: tf.Session, prefix: str, scopes: Collection[TaskScope], strict: bool) -> set[TaskScope]:
         """Moves the iterators of some scopes, which were started, to where a checkpoint has them.
 
         Args:

@@ -442,6 +442,9 @@ class Run:
                     _readers.restart(raw, program)
                     anew.add(program.scope)
         if model._noise_holder is not None:
+            held = model._noise_holder.conditions.values()
+            for why in dict.fromkeys(each["comes_again"] for each in held if each.get("comes_again")):
+                _log.warning("%s: %s; privacy_spent will give no figure", self._role, why)
             for scope in model._programs:
                 if scope.mode is MODE.TRAIN:
                     model._noise_holder.input_begins(scope.wire, scope in anew, model.steps_trained)

@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf
 from efl._agreement import PromisedNoise
 from efl._checkpoint import reason_of
 from efl._gradients import Sent, is_private
-from efl._graph import as_graph_tensor, call_python, op_name
+from efl._graph import RECEIVED, as_graph_tensor, call_python, op_name
 from efl._program import Program, feature_tensors
 from efl._task_scope import MODE, TaskScope, current_task_scope
 from efl._uncaught import tell_peer_of
@@ -143,6 +143,7 @@ class FederalModel(Model):
         self._sent_tensors.setdefault(scope, {})[name] = (tensor, require_grad)
         if require_grad:
             gradient = self._communicator.recv(f"{name}/grad", tensor.dtype.base_dtype, shape=tensor.shape, scope=scope)
+            tf.add_to_collection(RECEIVED, gradient)
             self._grad_receives.setdefault(scope, {})[name] = gradient
         return op
 
@@ -172,6 +173,7 @@ class FederalModel(Model):
         scope = self._exchange_scope(f"recv({name!r})", None, task)
         self._check_grad(f"recv({name!r})", scope, tf.as_dtype(dtype), require_grad)
         tensor = self._communicator.recv(name, dtype, shape=shape, scope=scope, require_grad=require_grad)
+        tf.add_to_collection(RECEIVED, tensor)
         self._receives.setdefault(scope, {})[name] = (tensor, require_grad)
         return tensor
 

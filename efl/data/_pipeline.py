@@ -77,8 +77,8 @@ def build(source: Source, plan: Plan, table: FeatureTable) -> tf.data.Dataset:
     if plan.sampler is not None:
         batches = _sampled(source, plan.sampler).map(parse_sample)
     else:
-        records = _shuffled(source, plan) if plan.shuffle else _in_order(source, plan)
-        batches = records.rebatch(plan.batch_size, drop_remainder=plan.drop_remainder).map(parse)
+        made = _shuffled(source, plan) if plan.shuffle else _in_order(source, plan)
+        batches = made.map(parse)
     if plan.prefetch:
         batches = batches.prefetch(plan.prefetch)
     options = tf.data.Options()
@@ -91,7 +91,7 @@ def build(source: Source, plan: Plan, table: FeatureTable) -> tf.data.Dataset:
 
 
 def _in_order(source: Source, plan: Plan) -> tf.data.Dataset:
-    """Chunks of (records, places, origins) of all epochs; a place is its own origin."""
+    """Batches of (records, places, origins) of all epochs, one after the other; a place is its own origin."""
     blocks = source.blocks
     first = source.state[1] * blocks + source.state[2]
 
@@ -101,11 +101,15 @@ def _in_order(source: Source, plan: Plan) -> tf.data.Dataset:
         chunks = tf.data.Dataset.zip((records, _count(_pack(slot, skip), plan.batch_size)))
         return chunks.map(lambda serialised, place: (serialised, *[_run(place, serialised)] * 2))
 
-    return tf.data.Dataset.range(first, plan.num_epochs * blocks).flat_map(read)
+    chunks = tf.data.Dataset.range(first, plan.num_epochs * blocks).flat_map(read)
+    return chunks.rebatch(plan.batch_size, drop_remainder=plan.drop_remainder)
 
 
 def _shuffled(source: Source, plan: Plan) -> tf.data.Dataset:
-    """As ``_in_order``; order of blocks and rows are functions of (seed, epoch) and (seed, epoch, block)."""
+    """As ``_in_order``; order of blocks and rows are functions of (seed, epoch) and (seed, epoch, block).
+
+    No batch holds rows of two epochs: in two orders a row could be last in one and first in the next, twice in a batch.
+    """
     blocks, seed = source.blocks, source.state[0]
     first_epoch = source.state[1]
 
@@ -121,7 +125,8 @@ def _shuffled(source: Source, plan: Plan) -> tf.data.Dataset:
             return chunks.map(lambda row, place: (row[0], _run(place, row[0]), row[1]))
 
         order = _shuffle(tf.data.Dataset.range(blocks), blocks, seed, epoch, tf.constant(-1, tf.int64))
-        return order.enumerate().skip(done).flat_map(read)
+        chunks = order.enumerate().skip(done).flat_map(read)
+        return chunks.rebatch(plan.batch_size, drop_remainder=plan.drop_remainder)
 
     return tf.data.Dataset.range(first_epoch, plan.num_epochs).flat_map(read_epoch)
 

@@ -66,7 +66,8 @@ class DataIO:
       drop_remainder: Whether to leave out a last batch that is short.
       name: Name of the reader, unique in its task and mode: letters, digits, ``_ . -``.
       shuffle: Whether to read in a random order: blocks are permuted in every epoch, and the rows of a block
-        among themselves (through a window of 65 536 rows in larger blocks, which takes their memory).
+        among themselves (through a window of 65 536 rows in larger blocks, which takes their memory). No batch
+        holds rows of two epochs then: the last one of each may be short, or is left out.
       seed: Seed of the random order. By default it follows from ``tf.set_random_seed`` where that was called,
         and otherwise is drawn from the operating system.
       sampling: None reads every record once in an epoch. ``"poisson"`` draws each record with probability

@@ -11,11 +11,13 @@ power of two, on which single precision adds exactly, in any order: what a row i
 updates alone. An update is rounded to the grid once, noise included; of n updates in one piece the variance is that of
 n, their rounding included.
 
-Only plain gradient descent adds its updates up; the tables of other optimizers are noised as a whole in every step.
+Only plain gradient descent adds its updates up; the tables of other optimizers are noised as a whole in every step, and
+so are those of a class of its kind that updates in a way of its own.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("efl")
 LEAST_ROWS = 4096  # a smaller table is noised as a whole faster than what waits is kept account of
 _HARMLESS = frozenset({"VarIsInitializedOp", "AssignVariableOp", "DestroyResourceOp"})
+_PLAIN = tf.train.GradientDescentOptimizer
+# What of an optimizer has no part in an update: gradients are efl's own, and a constructor leaves what it set.
+_NO_UPDATE = frozenset({"__init__", "compute_gradients", "minimize", "get_name"})
 
 
 @dataclass(frozen=True)
@@ -295,7 +300,12 @@ def candidates(
       targets: What the step computes.
       others: What the steps of other tasks compute.
     """
-    if not isinstance(optimizer, tf.train.GradientDescentOptimizer) or not optimizer.noise_multiplier:
+    if not isinstance(optimizer, _PLAIN) or not optimizer.noise_multiplier:
+        return []
+    changed = _changed_update(optimizer)
+    if changed:
+        name = type(optimizer).__name__
+        _log.info("%s: updates in a way of its own (%s), so tables are noised as a whole in each step", name, changed)
         return []
     inside = set(ancestors(*(t.op if isinstance(t, tf.Tensor) else t for t in targets)))
     outside = set(ancestors(*(t.op if isinstance(t, tf.Tensor) else t for t in others))) if others else set()
@@ -315,3 +325,22 @@ def candidates(
             continue
         found.append((variable, here))
     return found
+
+
+def _changed_update(optimizer: PrivateOptimizer) -> str:
+    """The first part of an update that is not plain gradient descent's own, or ``""``.
+
+    A table's update is added to it past the optimizer, which a class that scales or forgets it would not do.
+    """
+    own_classes = [cls for cls in type(optimizer).__mro__ if not cls.__module__.startswith("efl.privacy.")]
+    parts = {
+        name
+        for cls in (_PLAIN, tf.train.Optimizer)
+        for name, held in vars(cls).items()
+        if callable(held) and not name.startswith("__")
+    }
+    for name in sorted((parts | {"_learning_rate", "_learning_rate_tensor"}) - _NO_UPDATE):
+        held = next((vars(cls)[name] for cls in own_classes if name in vars(cls)), None)
+        if held is not inspect.getattr_static(_PLAIN, name, None) or (name in parts and name in vars(optimizer)):
+            return name
+    return ""

@@ -141,6 +141,7 @@ class NoiseHolder:
         noise_multiplier: float,
         rows: int,
         tables: Rows | None = None,
+        beside: bytes = b"",
     ) -> np.ndarray:
         """See ``efl.privacy.noise.Releases.noised``."""
         try:
@@ -158,6 +159,7 @@ class NoiseHolder:
                 rows=rows,
                 conditions=self.conditions.get(group),
                 tables=tables,
+                beside=beside,
             )
         except EflError as error:
             self.error = error

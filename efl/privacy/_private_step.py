@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from efl import _graph_checks
 from efl.errors import ConfigError, ModelError
 from efl.privacy import per_example
+from efl.privacy._beside import Beside
 from efl.privacy._moved import refuse_rows
 from efl.privacy.noise.releases import Rows
 from efl.privacy.optimizers import PrivateOptimizer
@@ -41,6 +42,7 @@ class NoiseSource(Protocol):
         noise_multiplier: float,
         rows: int,
         tables: Rows | None = None,
+        beside: bytes = b"",
     ) -> np.ndarray:
         """``values`` with noise of standard deviation ``clip * noise_multiplier``."""
 
@@ -194,6 +196,7 @@ def add_noise(
 ) -> list[tf.Tensor]:
     """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together."""
     by_dtype: dict[tf.DType, list[int]] = {}
+    beside = Beside(values)
     for position, value in enumerate(values):
         by_dtype.setdefault(value.dtype, []).append(position)
     result: dict[int, tf.Tensor] = {}
@@ -202,11 +205,18 @@ def add_noise(
 
         def noised(flat: np.ndarray, step: np.ndarray, rows: np.ndarray, group: str = group) -> np.ndarray:
             return terms.noise.noised(
-                flat, step=int(step), group=group, clip=clip, noise_multiplier=multiplier, rows=int(rows)
+                flat,
+                step=int(step),
+                group=group,
+                clip=clip,
+                noise_multiplier=multiplier,
+                rows=int(rows),
+                beside=beside.digest,
             )
 
         flat = tf.concat([tf.reshape(values[p], [-1]) for p in positions], 0)
-        out = tf.numpy_function(noised, [flat, terms.step, gradients.groups.walk.size], dtype, name="efl_noise")
+        with tf.control_dependencies(beside.before):
+            out = tf.numpy_function(noised, [flat, terms.step, gradients.groups.walk.size], dtype, name="efl_noise")
         sizes = [values[p].shape.num_elements() for p in positions]
         split = [out] if len(sizes) == 1 else tf.split(out, sizes if None not in sizes else _sizes(values, positions))
         for position, part in zip(positions, split):
@@ -396,6 +406,7 @@ class FreshNoise:
         noise_multiplier: float,
         rows: int,
         tables: Rows | None = None,
+        beside: bytes = b"",
     ) -> np.ndarray:
         """See ``efl.privacy.noise.Releases.noised``; ``step`` may be any."""
         number = next(self._numbers)  # in place of the step: then no release is a replay

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from efl._task_scope import MODE
 from efl.errors import ModelError
+from efl.privacy._further import phases_after
 from efl.privacy._moved import moved_by_data
 from efl.privacy.accounting import AdversaryTable, Mechanism, Party, Releases, adversary_table, unknown_party
 from efl.privacy.noise import LABEL, Phase, label_epsilon
@@ -29,9 +29,7 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     labels = label_epsilon(entered)
     phases = [phase for phase in entered if phase.terms.get("kind") != LABEL]
     if further_steps:
-        newest = {phase.terms["group"]: number for number, phase in enumerate(phases)}
-        for number in newest.values():
-            phases[number] = _after(phases[number], further_steps)
+        phases = phases_after(model, phases, further_steps)
     if not phases and labels is None:
         raise ModelError(
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "
@@ -51,14 +49,6 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     other = "follower" if role == "leader" else "leader"
     parties = [own, _peer(other, phases, model)]
     return adversary_table(sorted(parties, key=lambda party: party.name != "leader"), delta, accountant=accountant)
-
-
-def _after(phase: Phase, steps: int) -> Phase:
-    """A phase after so many further steps like its last."""
-    often, tried = ({**held, 1: held.get(1, 0) + steps} for held in (phase.often, phase.tried))
-    rows = steps * (phase.terms.get("batch_size") or phase.rows)
-    releases, all_rows = phase.releases + steps, phase.all_rows + rows
-    return replace(phase, releases=releases, all_rows=all_rows, often=often, tried=tried)
 
 
 def _streams(phases: Sequence[Phase], kind: str) -> tuple[Releases, ...]:
@@ -122,6 +112,11 @@ def _mechanisms(
             Mechanism(multiplier / math.sqrt(times), steps, None, drawn, poisson=True, overflow=empty)
             for times, steps in sorted(_doubled(often, phase.lost + further).items(), reverse=True)
         ]
+    if batch > examples:
+        raise ModelError(
+            f"privacy_spent: how often a row takes part is not known: batches of {batch} of {examples} rows hold some "
+            "more than once. Make smaller batches"
+        )
     batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
     # Data that are cut into batches epoch by epoch, or as one stream of all epochs: whatever lets a row in more often.
     epochs = max(math.ceil(sum(often.values()) / batches), math.ceil(phase.all_rows / examples))
@@ -136,6 +131,11 @@ def _mechanisms(
     if phase.lost:
         most += math.ceil(phase.lost / batches) + 1
     taken = min(releases, most + further)
+    if terms.get("straddles") and examples % batch and epochs > 1:
+        # Two passes meet in a batch that may hold a row of both: what it adds there is twice as long, and counts four
+        # times in place of twice. Of e passes at most e / 2 such pairs can be made.
+        often_once = all(times == 1 for times in often)
+        multiplier /= math.sqrt((epochs + 2 * (epochs // 2)) / epochs if often_once else 2.0)
     noted = bool(terms.get("microbatched")) if microbatched is None else microbatched
     return [Mechanism(multiplier, releases, taken, share, microbatched=noted)]
 

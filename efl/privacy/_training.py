@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow.compat.v1 as tf
 
-from efl import _gradients, _readers
+from efl import _gradients, _passes, _readers
 from efl._gradients import Derivatives, Sent
 from efl._program import Program, ancestors
 from efl._task_scope import MODE
@@ -171,6 +171,12 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
             f"opt_config BATCH_SIZE: {config.batch_size}, but the reader of {name} has batch_size={read[0]}, from "
             "which follows how often a row takes part: leave BATCH_SIZE out"
         )
+    why = _passes.twice_in_a_pass(program)
+    if why:
+        advice = "shuffle before you repeat, or use efl.data.DataIO"
+        more["comes_again"] = f"a row can come more than once in a pass ({why}): {advice}"
+    if _passes.twice_in_a_batch(program):
+        more["straddles"] = True
     model._noise.conditions[group] = {
         "kind": kind,
         "batch_size": config.batch_size or _batch_size(program),

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from efl import _graph_checks
 from efl._graph import as_graph_tensor, mark_rowwise
 from efl.errors import ModelError
+from efl.privacy._beside import Beside
 from efl.privacy.optimizers import checked_number
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class GaussianRelease:
             "and for zeros under a logarithm, a root or a division. Numbers of that kind"
         )
         finite = _graph_checks.check(tf.equal(bad, 0), f"GaussianRelease of {tensor.op.name}", text, [bad], "privacy")
-        with tf.control_dependencies([finite]):
+        sent.beside = Beside([clipped])
+        with tf.control_dependencies([finite, *sent.beside.before]):
             noised = tf.numpy_function(sent.noised, [clipped, step], tensor.dtype, name="efl_release")
         mark_rowwise(noised)
         # Its value is what has noise, to the last bit: adding what was taken away would round, and tell of it.
@@ -95,11 +97,13 @@ class Sent:
       release: What bounds and noises it.
       name: Under which it is sent; empty before.
       source: Adds the noise; None before it is sent.
+      beside: What the peer sent that it is made of.
     """
 
     def __init__(self, release: GaussianRelease) -> None:
         self.release, self.name = release, ""
         self.source: NoiseSource | None = None
+        self.beside: Beside | None = None
 
     def noised(self, clipped: np.ndarray, step: np.ndarray) -> np.ndarray:
         """What leaves."""
@@ -107,7 +111,13 @@ class Sent:
             raise ModelError("a GaussianRelease was made and never sent: only model.send() can account for it")
         clip, multiplier = self.release.l2_norm_clip, self.release.noise_multiplier
         return self.source.noised(
-            clipped, step=int(step), group=self.name, clip=clip, noise_multiplier=multiplier, rows=len(clipped)
+            clipped,
+            step=int(step),
+            group=self.name,
+            clip=clip,
+            noise_multiplier=multiplier,
+            rows=len(clipped),
+            beside=b"" if self.beside is None else self.beside.digest,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -44,16 +45,29 @@ def test_a_checkpoint_after_any_step_resumes_at_the_next_row(tmp_path: Path, shu
     with tf.Session() as sess:
         sess.run(tf.global_variables_initializer())
         reader.initialize_iter(sess)
-        paths = [saver.save(sess, str(tmp_path / "model"), 0)]
+        paths, taken = [saver.save(sess, str(tmp_path / "model"), 0)], [0]
         for step in range(1, 12):
-            sess.run(ids)
+            taken.append(taken[-1] + len(sess.run(ids)))
             paths.append(saver.save(sess, str(tmp_path / "model"), step))
     assert len(order) == 2 * sum(SIZES)
     for step, path in enumerate(paths):
         with tf.Session() as sess:
             saver.restore(sess, path)
             reader.initialize_iter(sess)
-            assert ids_from(sess, ids) == order[4 * step :], f"after step {step}"
+            assert ids_from(sess, ids) == order[taken[step] :], f"after step {step}"
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+def test_no_batch_in_random_order_holds_rows_of_two_epochs(tmp_path: Path, drop_remainder: bool) -> None:
+    write_ids(tmp_path / "data", SIZES)
+    reader = id_reader(tmp_path / "data", 4, seed=3, num_epochs=3, shuffle=True, drop_remainder=drop_remainder)
+    ids, sizes = reader.read()["id"], []
+    with tf.Session() as sess, contextlib.suppress(tf.errors.OutOfRangeError):
+        reader.initialize_iter(sess)
+        while True:
+            sizes.append(len(sess.run(ids)))
+    whole, rest = divmod(sum(SIZES), 4)
+    assert rest and sizes == 3 * ([4] * whole + ([] if drop_remainder else [rest]))
 
 
 def test_another_batch_size_and_more_epochs_go_on_from_the_same_row(tmp_path: Path) -> None:

@@ -52,11 +52,15 @@ def input_fn(m, mode):
 def loss_fn(m, s):
     if ROLE == "follower":
         own = dense(tf.concat([s["x"], s["table"]], axis=1), 7, 5, "own", tf.nn.relu)
-        if LIES and START > 1:
+        if LIES is True and START > 1:
             own += 1.0  # in the steps that are repeated the leader gets something else
+        if LIES == "idle":
+            own = tf.concat([own, tf.fill([tf.shape(own)[0], 1], float(START))], 1)
         m.send("own", own, require_grad=True)
         return own
-    other = tf.reshape(m.recv("own", require_grad=True), [-1, 5])
+    other = tf.reshape(m.recv("own", require_grad=True), [-1, 6 if LIES == "idle" else 5])
+    if LIES == "idle":
+        other = other[:, :5] + 0.0 * other[:, 5:]  # makes no difference to what the leader computes
     h = tf.concat([dense(s["x"], 4, 5, "own", tf.nn.relu), other], axis=1)
     label = tf.reshape(tf.cast(s["label"], tf.int64), [-1])
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=label, logits=dense(h, 10, 3, "top"))
@@ -76,10 +80,10 @@ json.dump(model._noise_holder.broken_off, open(f"{ROLE}.broken", "w"))
 )
 
 
-def run(folder: Path, deaths: dict[str, list[Death]], lies: bool = False, defer: bool = False) -> Federation:
+def run(folder: Path, deaths: dict[str, list[Death]], lies: bool | str = False, defer: bool = False) -> Federation:
     write_data(folder)
     script = SCRIPT
-    values = {"ROWS_OF_TABLE": ROWS, "PROCEDURE": TRAIN, "SAVE": SAVE, "LIES": lies, "DEFERS": defer}
+    values = {"ROWS_OF_TABLE": ROWS, "PROCEDURE": TRAIN, "SAVE": SAVE, "LIES": repr(lies), "DEFERS": defer}
     for name, value in {**values, "CLIP": CLIP, "MULTIPLIER": MULTIPLIER, "RATE": RATE}.items():
         script = script.replace(name, str(value))
     federation = Federation(folder, script)
@@ -138,6 +142,16 @@ def test_a_peer_that_asks_again_with_something_else_gets_other_noise(tmp_path: P
         assert 0.5 < difference.var() / (2 * RETURNED**2) < 2.0
     (count,) = {n for group, n in json.loads((tmp_path / "leader.phases").read_text()) if "own" in group}
     assert count == STEPS + 2  # what was answered twice is counted twice
+
+
+def test_what_makes_no_difference_is_not_told_by_the_noise(tmp_path: Path) -> None:
+    # A row whose sum is the same whatever the peer sends: the same noise would say so.
+    run(tmp_path, {"follower": [Death("after", "train", 5)]}, lies="idle")
+    answers = returned(tmp_path)
+    assert repeated(answers) == [4, 5]
+    difference = answers[4][1][:, :5] - answers[4][0][:, :5]  # in the first step that is repeated all else is equal
+    assert 0.5 < difference.var() / (2 * RETURNED**2) < 2.0
+    assert {count for _, count in json.loads((tmp_path / "leader.phases").read_text())} == {STEPS + 2}
 
 
 def test_rows_that_nobody_reads_are_owed_the_noise_of_each_step_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 import efl
 from efl.errors import ConfigError, ModelError
 from efl.privacy.noise import Ledger, Releases, Seed
+from efl.privacy.optimizers import PrivateOptimizer
 from tests.federation.harness import run_both
 
 ROWS, WIDTH, BATCH, READ = 6000, 4, 8, 20
@@ -270,6 +271,80 @@ def test_where_it_cannot_wait_the_whole_table_is_noised(kwargs: dict) -> None:
     made.fit(procedure)
     # All rows moved (a number in a thousand may get noise that is rounded to nothing).
     assert np.mean(made.get_weights()["table/rows"] != before["table/rows"]) > 0.98
+
+
+class Still(tf.train.GradientDescentOptimizer):
+    """Moves nothing."""
+
+    def _resource_apply_dense(self, grad: tf.Tensor, handle: tf.Tensor) -> tf.Operation:
+        return super()._resource_apply_dense(0.0 * grad, handle)
+
+    def _resource_apply_sparse_duplicate_indices(
+        self, grad: tf.Tensor, handle: tf.Tensor, indices: tf.Tensor
+    ) -> tf.Operation:
+        return super()._resource_apply_sparse_duplicate_indices(0.0 * grad, handle, indices)
+
+
+class Slower(tf.train.GradientDescentOptimizer):
+    """Has a learning rate that shrinks in a way of its own."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._learning_rate_tensor = self._learning_rate_tensor * 0.0
+
+
+class Late(tf.train.GradientDescentOptimizer):
+    """Moves nothing either, for another reason."""
+
+    def apply_gradients(self, grads_and_vars: object, global_step: object = None, name: str | None = None) -> object:
+        return super().apply_gradients([(0.0 * g, v) for g, v in grads_and_vars], global_step, name)
+
+
+class LatePrivate(efl.DPGradientDescentGaussianOptimizer):
+    """The same, made of a private class."""
+
+    def apply_gradients(self, grads_and_vars: object, global_step: object = None, name: str | None = None) -> object:
+        return super().apply_gradients([(0.0 * g, v) for g, v in grads_and_vars], global_step, name)
+
+
+def private(cls: type) -> object:
+    made = cls if issubclass(cls, PrivateOptimizer) else efl.make_gaussian_optimizer_class(cls)
+    return made(CLIP, MULTIPLIER, learning_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    ("cls", "what"),
+    [
+        (Still, "_resource_apply_dense"),
+        (Slower, "_prepare"),
+        (Late, "apply_gradients"),
+        (LatePrivate, "apply_gradients"),
+    ],
+)
+def test_a_class_that_updates_in_a_way_of_its_own_keeps_it(
+    cls: type, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="efl"):
+        made = model(optimizer=private(cls))
+    assert not deferred(made)
+    assert f"updates in a way of its own ({what}), so tables are noised as a whole" in caplog.text
+    made.fit(efl.procedure_fn.train(max_step=3))
+    after, before = table(made)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_an_update_that_one_optimizer_was_given_is_its_own_too() -> None:
+    optimizer = private(tf.train.GradientDescentOptimizer)
+    optimizer._prepare = optimizer._prepare
+    assert not deferred(model(optimizer=optimizer))
+
+
+def test_a_class_that_changes_no_update_waits() -> None:
+    class Named(tf.train.GradientDescentOptimizer):
+        def __init__(self, learning_rate: float) -> None:
+            super().__init__(learning_rate, name="named")
+
+    assert deferred(model(optimizer=private(Named)))
 
 
 def test_a_table_that_another_task_reads_is_noised_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:

@@ -153,6 +153,13 @@ def test_a_reader_says_how_often_a_row_takes_part(tmp_path):
     assert row.epsilon == pytest.approx(compute_epsilon([Mechanism(2.0, 15, 3)], 1e-3, sampling="none").epsilon)
 
 
+def test_batches_of_more_rows_than_there_are_give_no_figure(tmp_path):
+    trained = read_by_dataio(tmp_path / "data", batch=ROWS + 1, num_epochs=3)
+    trained.fit(efl.procedure_fn.train(max_step=2))
+    with pytest.raises(ModelError, match=f"batches of {ROWS + 1} of {ROWS} rows hold some more than once"):
+        trained.privacy_spent(1e-3)
+
+
 def test_batches_that_run_across_epochs_count_by_rows():
     # 36 rows: 5 batches of 8 in an epoch. Ten such are 80 rows, in which a row can take part three times.
     tf.reset_default_graph()

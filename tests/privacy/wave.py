@@ -11,7 +11,7 @@ def install() -> None:
     """Has the models of this process add waves."""
     from efl.privacy._holder import NoiseHolder
 
-    def noised(self, values, *, step, group, clip, noise_multiplier, rows):  # type: ignore[no-untyped-def]
+    def noised(self, values, *, step, group, clip, noise_multiplier, rows, beside):  # type: ignore[no-untyped-def]
         added = clip * noise_multiplier * wave(values.size, step, group)
         return values + added.reshape(values.shape)
 

@@ -71,6 +71,7 @@ class Releases:
         rows: int,
         conditions: Mapping[str, Any] | None = None,
         tables: Rows | None = None,
+        beside: bytes = b"",
     ) -> np.ndarray:
         """Adds Gaussian noise of standard deviation ``clip * noise_multiplier``.
 
@@ -84,6 +85,7 @@ class Releases:
           conditions: JSON values that the ledger keeps beside the release (batch size, number of examples, …).
           tables: What of the values are rows of tables whose other rows are noised later. Such a release is never
             taken for a replay: the noise of the rows that it does not hold would not be the same.
+          beside: A digest of what else has to be the same in a replay.
 
         Returns:
           An array of the same dtype and shape, on a grid of steps of 2**-10 to 2**-9 of that deviation.
@@ -95,9 +97,9 @@ class Releases:
         if values.dtype not in (np.float32, np.float64):
             raise ConfigError(f"noise for {values.dtype} ({group}): expected float32 or float64")
         held = np.ascontiguousarray(values)
-        what = json.dumps([VERSION, group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape]).encode()
+        what = [VERSION, group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape, beside.hex()]
         terms = {**(conditions or {}), "group": group, "clip": clip, "noise_multiplier": noise_multiplier}
-        digest = self._digest(what, held) if tables is None else os.urandom(16)
+        digest = self._digest(json.dumps(what).encode(), held) if tables is None else os.urandom(16)
         drawn = self.ledger.enter(terms, step, rows, digest, self._ahead.next())
         deviation = clip * noise_multiplier
         if deviation == 0.0:

@@ -1,0 +1,274 @@
+"""Whether a user's own data sets bring a row once in each pass over the data, as far as their graphs tell.
+
+How much a training step may tell of a row is known; how often the row takes part, only the input says. A private
+optimizer counts one time in each pass. The graph shows what breaks that: a shuffle of what was repeated before, draws
+from data sets that repeat, windows that overlap. It does not show what a Python generator or a function of rows does,
+nor what the files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
+
+from efl import _readers
+from efl._program import Program, ancestors
+
+_OF_A_READER = "efl_reader/"  # of efl.data, which knows how often a row comes
+_SHIFTS = ("Shuffle", "Skip", "Shard", "Filter", "Window", "Interleave", "ParallelInterleave")
+
+
+def twice_in_a_pass(program: Program) -> str:
+    """Why a row can come more than once in a pass over a task's data.
+
+    Args:
+      program: Of the task; its sample is built.
+
+    Returns:
+      The iterator and the reason; empty where there is none, or nobody can tell.
+    """
+    return _first(program, "twice")
+
+
+def twice_in_a_batch(program: Program) -> str:
+    """Why a batch can hold a row twice, at the seam of two passes, although a row comes once in each.
+
+    It can where passes come in different orders and are made batches of as one stream. Where the batch size divides the
+    number of rows no batch lies across a seam.
+
+    Args:
+      program: Of the task; its sample is built.
+
+    Returns:
+      The iterator and the reason; empty where there is none, or nobody can tell.
+    """
+    return _first(program, "straddles")
+
+
+def _first(program: Program, what: str) -> str:
+    handles = () if program.sample is None else _readers.iterators_of(program)
+    for handle in sorted(handles, key=lambda op: op.name):
+        for tensor in () if handle.name.startswith(_OF_A_READER) else _data_sets(handle):
+            why = str(getattr(_Walk(handle.graph).stream(tensor), what))
+            if why:
+                return f"{handle.name}: {why}"
+    return ""
+
+
+def _data_sets(handle: tf.Operation) -> list[tf.Tensor]:
+    """What an iterator iterates over: one data set, or several by turns."""
+    if handle.type == "OneShotIterator":
+        made = _graph_of(handle.graph, handle.get_attr("dataset_factory").name)
+        return [] if made is None else [made.outputs[0]]
+    return [op.inputs[0] for op in handle.outputs[0].consumers() if op.type == "MakeIterator"]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a data set brings.
+
+    Attributes:
+      repeats: The op that makes it bring pass after pass; empty for one pass.
+      reorders: The op that makes each pass come in another order.
+      counts: Whether it is numbers that others are joined with, rather than rows.
+      twice: Why a row can come more than once in a pass.
+      straddles: Why a batch can hold a row of two passes.
+    """
+
+    repeats: str = ""
+    reorders: str = ""
+    counts: bool = False
+    twice: str = ""
+    straddles: str = ""
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Stream]) -> _Stream:
+        """What is common to all data sets that are made of these."""
+
+        def first(name: str) -> str:
+            return next((getattr(part, name) for part in parts if getattr(part, name)), "")
+
+        counts = bool(parts) and all(part.counts for part in parts)
+        return cls(first("repeats"), first("reorders"), counts, first("twice"), first("straddles"))
+
+
+class _Walk:
+    """Follows a data set's graph from its end to its sources, into the functions that make data sets of elements.
+
+    Args:
+      graph: Of the iterator; it knows all functions.
+      outside: What stands for the arguments of the function that is walked: a stream.
+    """
+
+    def __init__(self, graph: tf.Graph, outside: Mapping[tf.Operation, _Stream] | None = None) -> None:
+        self._graph, self._outside = graph, dict(outside or {})
+        self._known: dict[tf.Operation, _Stream] = {}
+
+    def stream(self, tensor: tf.Tensor) -> _Stream:
+        """What a data set brings."""
+        op = tensor.op
+        if op in self._outside:
+            return self._outside[op]
+        if op not in self._known:
+            self._known[op] = self._of(op)
+        return self._known[op]
+
+    def _of(self, op: tf.Operation) -> _Stream:
+        held = [self.stream(tensor) for tensor in _inputs(op)]
+        data = _Stream.joined(held)
+        kind = op.type
+        if kind in ("RangeDataset", "RandomDataset"):
+            return _Stream(reorders=op.name if kind == "RandomDataset" else "", counts=True)
+        if kind == "RepeatDataset":
+            return data if _number(op, 1) == 1 else replace(data, repeats=op.name)
+        if kind.startswith("Shuffle"):
+            return _shuffled(op, data)
+        if kind == "CacheDataset" and not data.repeats:
+            return replace(data, reorders="")
+        if kind == "WindowDataset":
+            size, shift = _number(op, 1), _number(op, 2)
+            overlap = size is None or shift is None or size > shift
+            return _because(data, f"the windows of {op.name} overlap" if overlap else "")
+        if kind.startswith("GroupByWindow"):
+            mixes = f"{op.name} groups what {data.repeats} has repeated, so that rows wait for those of later passes"
+            return _because(data, mixes if data.repeats else "")
+        if kind in ("ConcatenateDataset", "DirectedInterleaveDataset", "ExperimentalDirectedInterleaveDataset"):
+            return self._chosen(op, held)
+        if kind == "ZipDataset":
+            return self._zipped(op, held)
+        if kind == "FlatMapDataset" or "Interleave" in kind:
+            return self._flattened(op, data)
+        if "atch" in kind and not kind.startswith("Unbatch") and data.repeats and data.reorders:
+            return replace(
+                data,
+                straddles=data.straddles
+                or f"{op.name} makes batches across the passes of {data.repeats}, which {data.reorders} orders anew: "
+                "a row can be in a batch twice",
+            )
+        return data
+
+    def _chosen(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
+        """One data set after the other, or an element of one, then of another."""
+        first = 0 if op.type == "ConcatenateDataset" else 1  # which is not of the data: it says whose turn it is
+        data = _Stream.joined(held[first:])
+        if first:
+            data = replace(data, reorders=data.reorders or held[0].reorders)
+        if data.repeats:
+            return _because(data, f"{op.name} takes rows of several data sets, of which {data.repeats} repeats one")
+        shared = _shared(_inputs(op)[first:])
+        return _because(data, f"{op.name} takes rows of {shared} several times" if shared else "")
+
+    def _zipped(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
+        data = _Stream.joined(held)
+        if not all(each.repeats for each in held if not each.counts):
+            data = replace(data, repeats="")  # it ends with what does not repeat
+        shared = _shared(_inputs(op))
+        behind = [set(ancestors(tensor.op)) for tensor in _inputs(op)]
+        apart = set().union(*behind) - set.intersection(*behind) if shared else set()
+        shifting = sorted(each.name for each in apart if each.type.startswith(_SHIFTS))
+        return _because(data, f"{op.name} joins rows of {shared} with others of it ({shifting[0]})" if shifting else "")
+
+    def _flattened(self, op: tf.Operation, data: _Stream) -> _Stream:
+        """A data set for each element."""
+        made = _graph_of(self._graph, op.get_attr("f").name)
+        if made is None:
+            return data
+        caught = op.inputs[1 : 1 + len(op.get_attr("Targuments"))]
+        arguments = [placeholder.op for placeholder in made.inputs]
+        elements = arguments[: len(arguments) - len(caught)]
+        outside = {
+            argument: self.stream(tensor)
+            for argument, tensor in zip(arguments[len(elements) :], caught)
+            if tensor.dtype == tf.variant
+        }
+        inner = _Walk(self._graph, {**dict.fromkeys(elements, _Stream()), **outside}).stream(made.outputs[0])
+        both = replace(_Stream.joined([data, inner]), repeats=data.repeats)
+        alike = not _depends(made.outputs[0], set(elements))
+        if alike and _inputs(op)[0].op.type == "TensorDataset":  # a single element, as for a generator
+            return replace(both, repeats=inner.repeats)
+        turns = "Interleave" in op.type and _number(op, 1 + len(caught)) != 1
+        if turns and _is_sloppy(op):
+            both = replace(both, reorders=both.reorders or op.name)
+        if turns and (data.repeats or inner.repeats or alike):
+            source = data.repeats or inner.repeats or op.name
+            return _because(both, f"{op.name} takes turns among data sets that come again ({source})")
+        if alike:  # the same for each element: an element is a pass
+            return replace(both, repeats=op.name)
+        return _because(both, f"{inner.repeats} repeats rows before all have come" if inner.repeats else "")
+
+
+def _because(stream: _Stream, why: str) -> _Stream:
+    return replace(stream, twice=stream.twice or why)
+
+
+def _shuffled(op: tf.Operation, data: _Stream) -> _Stream:
+    if data.repeats:
+        data = _because(data, f"{op.name} shuffles what {data.repeats} has repeated")
+    if not _has(op, "reshuffle_each_iteration") or op.get_attr("reshuffle_each_iteration"):
+        data = replace(data, reorders=op.name)
+    return replace(data, repeats=data.repeats or op.name) if op.type.startswith("ShuffleAndRepeat") else data
+
+
+def _is_sloppy(op: tf.Operation) -> bool:
+    return _has(op, "deterministic") and op.get_attr("deterministic") == b"false"
+
+
+def _has(op: tf.Operation, attr: str) -> bool:
+    return any(each.name == attr for each in op.op_def.attr)
+
+
+def _number(op: tf.Operation, place: int) -> int | None:
+    """A scalar input, where it is known."""
+    value = tf.get_static_value(op.inputs[place])
+    return None if value is None else int(value)
+
+
+def _inputs(op: tf.Operation) -> list[tf.Tensor]:
+    """The data sets that a data set is made of, without those that its functions use."""
+    caught = len(op.get_attr("Targuments")) if _has(op, "Targuments") else 0
+    return [t for place, t in enumerate(op.inputs) if t.dtype == tf.variant and not 1 <= place <= caught]
+
+
+def _sources(tensor: tf.Tensor) -> set[tf.Operation]:
+    """The ops behind a data set that make one of something else."""
+    found = set()
+    for op in ancestors(tensor.op):
+        if any(out.dtype == tf.variant for out in op.outputs) and not any(t.dtype == tf.variant for t in op.inputs):
+            found.add(op)
+    return found
+
+
+def _depends(tensor: tf.Tensor, elements: set[tf.Operation]) -> bool:
+    """Whether which rows a function's data set brings depends on its arguments, rather than their order or values."""
+    for op in ancestors(tensor.op):
+        if not any(out.dtype == tf.variant for out in op.outputs) or op.type.startswith(
+            ("Shuffle", "Map", "ParallelMap")
+        ):
+            continue
+        if op in elements or any(elements & set(ancestors(t.op)) for t in op.inputs if t.dtype != tf.variant):
+            return True
+    return False
+
+
+def _shared(tensors: Sequence[tf.Tensor]) -> str:
+    """A source of rows that is behind several of these data sets, or empty."""
+    seen: set[tf.Operation] = set()
+    for tensor in tensors:
+        own = {op for op in _sources(tensor) if op.type != "RandomDataset"}
+        if own & seen:
+            return min(op.name for op in own & seen)
+        seen |= own
+    return ""
+
+
+def _graph_of(graph: tf.Graph, function: str) -> Any:
+    """A function's graph, with its inputs and outputs; None where it cannot be made."""
+    held = graph._get_function(function)
+    if held is None:
+        return None
+    with graph.as_default():  # which has the functions that it calls
+        return function_def_to_graph(held.cached_definition)
