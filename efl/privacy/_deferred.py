@@ -122,7 +122,7 @@ class Deferred:
         factor: tf.Tensor,
         overdue: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
     ) -> None:
-        self._deviation, self._factor, self._overdue = deviation, factor, overdue
+        self._deviation, self.factor, self._overdue = deviation, factor, overdue
         self.dirty = False  # whether rows are owed noise
         firsts = np.cumsum([0, *(int(v.shape[0]) for v, _ in tables)]).tolist()
         self._tables = [_Table(v, gathers, first) for (v, gathers), first in zip(tables, firsts)]
@@ -166,7 +166,7 @@ class Deferred:
                 )
 
     def _make_align(self) -> tf.Operation:
-        first = tf.numpy_function(grid_of_rows, [self._factor * self._deviation], tf.float64)
+        first = tf.numpy_function(grid_of_rows, [self.factor * self._deviation], tf.float64)
         unit = tf.where(self.unit.read_value() > 0, self.unit.read_value(), tf.ensure_shape(first, []))
         ops = [self.unit.assign(unit, read_value=False)]
         for table in self._tables:
@@ -260,11 +260,11 @@ class Deferred:
 
         unit = self.unit.read_value()
         flat = tf.concat([tf.reshape(value, [-1]) for value in others], 0) if others else tf.zeros([0])
-        inputs = [flat, *step_and_rows, -self._factor, unit, *sums]
+        inputs = [flat, *step_and_rows, -self.factor, unit, *sums]
         out, *deltas = tf.numpy_function(release, inputs, [tf.float32] * (1 + len(sums)), name="efl_noise")
         # A gradient need not depend on what was read, so the order has to be said.
         with tf.control_dependencies([*deltas, self._caught_up]):
-            total = self._total.assign_add(tf.square(self._factor * self._deviation) + tf.square(unit) / 12)
+            total = self._total.assign_add(tf.square(self.factor * self._deviation) + tf.square(unit) / 12)
         places = self._places if same else self._places_of(rows)
         accounts: list[Callable[[], Any]] = [lambda: self._settle(places, total)]
         accounts += [lambda: total] * (len(rows) - 1)

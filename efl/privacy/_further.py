@@ -45,7 +45,7 @@ def _terms(model: Model) -> list[dict[str, Any]]:
         if conditions.get("kind") == LABEL or conditions.get("in_each") or multiplier is None:
             continue
         if group in holder.counts:
-            holder._count_examples(group, holder.counts.pop(group)())
+            holder.count_examples(group, holder.counts.pop(group)())
         terms = {**conditions, "group": group, "noise_multiplier": multiplier}
         found.append(json.loads(json.dumps(terms)))  # as the ledger has it
     return found

@@ -149,7 +149,7 @@ class NoiseHolder:
                 for each in self.deferred:
                     each.dirty = True
             if group in self.counts:
-                self._count_examples(group, self.counts.pop(group)())
+                self.count_examples(group, self.counts.pop(group)())
             return self.releases.noised(
                 values,
                 step=step,
@@ -165,7 +165,12 @@ class NoiseHolder:
             self.error = error
             raise
 
-    def _count_examples(self, group: str, read: int) -> None:
+    def count_examples(self, group: str, read: int) -> None:
+        """Notes how many records the reader has found.
+
+        Raises:
+          ConfigError: ``NUM_EXAMPLES`` says that there are more.
+        """
         given = self.conditions[group]["num_examples"]
         if given is not None and given > read:
             raise ConfigError(

@@ -119,7 +119,7 @@ def _private_gradients(
     checked = _checked(gradients, terms.where)
     deferred = None if terms.defer is None or optimizer.l2_norm_clip is None else terms.defer(gradients)
     if deferred is not None:  # then the rate is in the update, and not in what apply_gradients makes
-        refuse_rows(optimizer, [deferred._factor], [])
+        refuse_rows(optimizer, [deferred.factor], [])
     with tf.control_dependencies([checked]):
         if optimizer.l2_norm_clip is None:
             sums = finite(_by_query(optimizer.dp_sum_query, gradients, scale), terms.where)
