@@ -47,7 +47,8 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     if not model.settings.federal_role:
         return adversary_table([own], delta, accountant=accountant)
     other = "follower" if role == "leader" else "leader"
-    parties = [own, _peer(other, phases, model)]
+    # Whoever looks ahead does so before a conversation that may break off.
+    parties = [own, _peer(other, phases, model, may_break_off=further_steps > 0)]
     return adversary_table(sorted(parties, key=lambda party: party.name != "leader"), delta, accountant=accountant)
 
 
@@ -159,7 +160,7 @@ def _unprotected(model: Model) -> list[str]:
     return list(names)
 
 
-def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:
+def _peer(name: str, phases: Sequence[Phase], model: Model, may_break_off: bool) -> Party:
     """The peer as it described itself in the handshake, over the steps that this party took or tried."""
     assert model._noise_holder is not None
     updates = [phase for phase in phases if phase.terms.get("kind") == UPDATE]
@@ -171,7 +172,7 @@ def _peer(name: str, phases: Sequence[Phase], model: Model) -> Party:
             return unknown_party(name)  # it adds noise, but how often, only a ledger of updates would say
     if not all(told):
         return unknown_party(name)
-    count = _OfPeer(steps, told, model._noise_holder.broken_off)
+    count = _OfPeer(steps, told, model._noise_holder.broken_off + may_break_off)
     released = {key: noise for each in told for key, noise in each["released"].items()}
     noised = all(each["noises_returns"] for each in told)
     raw = tuple(model._received_raw(noised, released))

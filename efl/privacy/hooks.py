@@ -47,7 +47,7 @@ class PrivacyHook(tf.train.SessionRunHook):
         self._model, self._delta, self._every, self._target = model, delta, every, target_epsilon
         self._steps = 0
         self._left = 0  # steps that may be taken before it has to look again
-        self._end: tuple[float, float] | None = None  # ε after them, and after one more, if that is too much
+        self._ends = False  # whether one more would be too much
 
     def after_create_session(self, session: Any, coord: Any) -> None:
         """Called when a run begins, and when it begins again elsewhere than where it stood."""
@@ -74,11 +74,11 @@ class PrivacyHook(tf.train.SessionRunHook):
             row = self._row()
             reported = "" if row.reported is None else f" (as commonly reported: {row.reported:.3g})"
             _log.info("epsilon=%s delta=%g%s: %s", row.guarantee, self._delta, reported, row.adversary)
-        if self._end is None or self._left:
+        if not self._ends or self._left:
             return
         # Less was spent than was foreseen where a step that was taken again was an exact replay, or a batch was small.
-        epsilon, (foreseen, beyond) = self._row().epsilon, self._end
-        if epsilon is not None and epsilon > foreseen * (1 - 1e-9):
+        beyond = self._after(1)
+        if beyond > self._limit:
             self._tell(beyond)
             run_context.request_stop()
 
@@ -88,21 +88,20 @@ class PrivacyHook(tf.train.SessionRunHook):
         Raises:
           ConfigError: See the class.
         """
-        first, self._end = self._row(1), None
+        first, self._ends = self._row(1), False
         if first.epsilon is None:
             raise ConfigError(f"PrivacyHook: there is no epsilon to hold against target_epsilon: {first.reason}")
         if first.epsilon > self._limit:
             self._tell(first.epsilon)
             return 0
-        most, too_many = (1, first.epsilon), (_AHEAD + 1, self._after(_AHEAD + 1))
-        if too_many[1] <= self._limit:
+        if self._after(_AHEAD + 1) <= self._limit:
             return _AHEAD
-        while too_many[0] - most[0] > 1:  # ε grows with the steps
-            steps = (most[0] + too_many[0]) // 2
-            epsilon = self._after(steps)
-            most, too_many = ((steps, epsilon), too_many) if epsilon <= self._limit else (most, (steps, epsilon))
-        self._end = most[1], too_many[1]
-        return most[0]
+        most, too_many = 1, _AHEAD + 1
+        while too_many - most > 1:  # ε grows with the steps
+            steps = (most + too_many) // 2
+            most, too_many = (steps, too_many) if self._after(steps) <= self._limit else (most, steps)
+        self._ends = True
+        return most
 
     @property
     def _limit(self) -> float:
