@@ -1,0 +1,15 @@
+"""Paillier encryption of arrays: keys, packing, and sums and products with what is not encrypted.
+
+    private = PrivateKey.generate()
+    encrypted = private.public.encrypt(np.array([1.5, -2.0]))
+    private.decrypt(encrypted * 3 + 1)        # array([ 5.5, -5. ])
+
+Needs gmpy2 (the extra ``privacy``); no TensorFlow, no network. Keys and ciphertexts are phe's too.
+"""
+
+from __future__ import annotations
+
+from efl.paillier.array import EncryptedArray, Layout
+from efl.paillier.keys import PrivateKey, PublicKey
+
+__all__ = ["EncryptedArray", "Layout", "PrivateKey", "PublicKey"]
