@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from efl import _random_ops, _readers
 from efl._agreement import why_not_together
 from efl._checkpoint import CheckpointStore, Known, mismatches, reason_of
+from efl._gradients import is_private
 from efl._iterators import OwnIterators
 from efl._position import Position
 from efl._task_scope import MODE, TaskScope
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("efl")
 _DEFAULT_STEPS = 1000
+_NAMES = 5  # of variables that are remembered
 
 
 class Keeping:
@@ -200,6 +202,7 @@ class Keeping:
             ) from None
         state = self.store.state(position)
         model.steps_trained = position.trained
+        model.unnoised |= set(state.get("unnoised", ()))
         model.history[:] = [row for row in model.history if row["step"] <= position.trained]
         for program in model._programs.values():
             program.exhausted = program.scope.wire in state["exhausted"]
@@ -238,7 +241,17 @@ class Keeping:
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds of this party alone, beside the variables."""
         exhausted = sorted(scope.wire for scope in self._exhausted())
-        return {"exhausted": exhausted, "stage": self._model.stage_mgr.state()}
+        return {"exhausted": exhausted, "stage": self._model.stage_mgr.state(), "unnoised": self._unnoised()}
+
+    def _unnoised(self) -> list[str]:
+        """Variables that were ever trained without the noise of differential privacy; a few names are enough."""
+        model = self._model
+        if model.steps_trained and self._trains and len(model.unnoised) < _NAMES:
+            for program in model._programs.values():
+                if program.scope.mode is MODE.TRAIN:
+                    bare = [held for optimizer, (held, _) in program.optimizers.items() if not is_private(optimizer)]
+                    model.unnoised.update([v.op.name for held in bare for v in held][:_NAMES])
+        return sorted(model.unnoised)
 
     def save(self) -> None:
         """Writes a checkpoint of where the run stands, unless it is written, and tells the peer."""

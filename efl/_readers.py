@@ -7,7 +7,7 @@ features to their ``IteratorGetNext``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -101,6 +101,15 @@ def restart(session: tf.Session, program: Program) -> None:
             )
         else:
             session.run(op)
+
+
+def shared(programs: Iterable[Program]) -> dict[TaskScope, str]:
+    """Scope -> an iterator that samples of another scope are read from too, so that its rows pass by this one."""
+    readers: dict[str, list[TaskScope]] = {}
+    for program in programs:
+        for handle in () if program.sample is None else iterators_of(program):
+            readers.setdefault(handle.name, []).append(program.scope)
+    return {scope: name for name, scopes in readers.items() if len(scopes) > 1 for scope in scopes}
 
 
 def iterators_of(program: Program) -> set[tf.Operation]:

@@ -198,6 +198,9 @@ class Run:
                 self._role,
                 folder,
             )
+        newest = None if self._store is None else self._store.newest()
+        if newest is not None and self._store is not None:  # the peer is told before it is restored
+            self._model.unnoised |= set(self._store.state(newest).get("unnoised", ()))
         for program in self._model._programs.values():
             for reader in _readers.own(program):
                 if reader.samples:
@@ -442,6 +445,7 @@ class Run:
                     _readers.restart(raw, program)
                     anew.add(program.scope)
         if model._noise_holder is not None:
+            model._noise_holder.note_shared(_readers.shared(model._programs.values()))
             held = model._noise_holder.conditions.values()
             for why in dict.fromkeys(each["comes_again"] for each in held if each.get("comes_again")):
                 _log.warning("%s: %s; privacy_spent will give no figure", self._role, why)

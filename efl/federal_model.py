@@ -348,6 +348,7 @@ class FederalModel(Model):
                         number += 1
                     multiplier = float(getattr(optimizer, "noise_multiplier", None) or 0.0)
                     groups.append((multiplier, bool(terms.get("microbatched"))))
+                groups += [(0.0, False)] if self.unnoised else []  # what its weights have behind them
                 noises = number > 0 and self._opt_config.backend_mode == "noise"
                 found[scope.wire] = PromisedNoise(tuple(groups), noises)
         return found

@@ -80,6 +80,7 @@ class Model(Definition):
             tf.set_random_seed(self.settings.seed)
         self.history: list[dict[str, Any]] = []
         self.steps_trained = 0
+        self.unnoised: set[str] = set()
         self.fits: list[str] = []
         self.in_step = False
         self.begun_hooks: list[tf.train.SessionRunHook] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from efl.errors import ConfigError, EflError, ModelError
 
 if TYPE_CHECKING:
+    from efl._task_scope import TaskScope
     from efl.privacy._deferred import Deferred
     from efl.privacy.noise import Labels, Phase, Question, Releases
     from efl.privacy.noise.releases import Rows
@@ -38,6 +39,7 @@ class NoiseHolder:
         self._phases: list[Phase] = []
         self._broken_off = 0
         self._talking = 0
+        self._begun_anew: set[str] = set()  # scopes, while no ledger was open
 
     @property
     def releases(self) -> Releases:
@@ -60,11 +62,18 @@ class NoiseHolder:
           ConfigError: The seed's file is not as secret as it must be.
           CheckpointError: The ledger is damaged.
         """
-        from efl.privacy.noise import Labels, Ledger, Releases, Seed, carry
+        from efl.privacy.noise import LABEL, Labels, Ledger, Releases, Seed, carry
 
         self.error = None
         if self._releases is not None and folder == self._folder:
             return False
+        if folder != self._folder and any(phase.terms.get("kind") != LABEL for phase in self.phases()):
+            # What was spent would be counted by nobody: the rows and the weights go on, the ledger stays where it is.
+            where = "in this process, without a checkpoint_dir" if self._folder is None else f"in {self._folder}"
+            raise ConfigError(
+                f"this model has released something with noise, and its ledger lies {where}: give every fit of a "
+                "private model the same checkpoint_dir"
+            )
         if folder is None:
             if self._releases is None:
                 seed, ledger = Seed.fresh(), Ledger.in_memory()
@@ -84,7 +93,7 @@ class NoiseHolder:
             if self._labels is not None:
                 self._labels.close()
             self._phases, self._broken_off = self._releases.ledger.phases(), self.broken_off
-            self._releases, self._labels, self._folder = None, None, None
+            self._releases, self._labels = None, None
 
     def phases(self) -> list[Phase]:
         """What was released so far, across restarts; of the last run where none is on."""
@@ -107,6 +116,17 @@ class NoiseHolder:
         """See ``efl.privacy.noise.Ledger``; without the conversation that goes on now."""
         return self._broken_off if self._releases is None else max(0, self._releases.ledger.broken_off - self._talking)
 
+    def note_shared(self, iterators: Mapping[TaskScope, str]) -> None:
+        """Notes training scopes whose iterator another scope reads too: what a step does not see, nobody counts."""
+        for scope, name in iterators.items():
+            for group, conditions in self.conditions.items():
+                if group.split("/")[0] == scope.wire and "batch_size" in conditions:
+                    conditions.setdefault(
+                        "comes_again",
+                        f"{name} is read by another task or mode too, so a pass over the data takes fewer steps than "
+                        "it seems: give each an iterator of its own",
+                    )
+
     def input_begins(self, scope: str, anew: bool, step: int) -> None:
         """Notes where the input of a training scope stands when a run begins.
 
@@ -120,16 +140,26 @@ class NoiseHolder:
         """
         from efl.privacy.noise import LABEL
 
+        if self._releases is None:
+            if anew:  # before a run that trains: what that one reads is then where this one has left it
+                self._begun_anew.add(scope)
+            return
+        anew = anew or scope in self._begun_anew
+        self._begun_anew.discard(scope)
+        self._releases.ledger.rest()
         known = self.phases()
         for group, conditions in self.conditions.items():
             if group.split("/")[0] != scope or conditions.get("kind") == LABEL:
                 continue
-            before = [phase for phase in known if phase.terms["group"] == group and "stretch" in phase.terms]
-            goes_on = bool(before) and not anew and step >= (before[-1].first_step or 0)
-            if goes_on:
-                conditions |= {key: before[-1].terms.get(key) for key in ("stretch", "inside")}
-            else:
+            phases = [phase for phase in known if phase.terms["group"] == group and "stretch" in phase.terms]
+            # Of this process, if it has begun one; else that of the last release.
+            stretch = conditions.get("stretch") or (phases[-1].terms["stretch"] if phases else None)
+            held = [phase for phase in phases if phase.terms["stretch"] == stretch]
+            begun = min((phase.first_step or 0 for phase in held), default=step)
+            if stretch is None or anew or step < begun:
                 conditions |= {"stretch": secrets.token_hex(4), "inside": not anew}
+            elif "stretch" not in conditions:
+                conditions |= {"stretch": stretch, "inside": held[-1].terms.get("inside")}
 
     def noised(
         self,

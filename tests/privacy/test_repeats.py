@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import efl
-from efl.errors import ConfigError
+from efl.errors import ConfigError, ModelError
+from efl.privacy import _spent
 from efl.privacy.accounting import Mechanism, compute_epsilon
-from efl.privacy.noise import Ledger
+from efl.privacy.noise import Ledger, Phase, ledger
 from efl.privacy.noise.steps import Steps
 from tests.data.records import example, write
 
@@ -37,15 +38,17 @@ class Crash(tf.train.SessionRunHook):
             raise RuntimeError("crash")
 
 
-def model(sample, dropout=True, multiplier=2.0, **config):
+def model(sample, dropout=True, multiplier=2.0, evaluates=False, **config):
     """A model whose steps are never the same twice, where there is dropout."""
     made = efl.Model().input_fn(lambda m, mode: sample(m))
 
     def loss_fn(m, sample):
         x = tf.nn.dropout(sample["x"], rate=0.5) if dropout else sample["x"]
-        return tf.reduce_sum(tf.square(tf.layers.dense(x, 2, name="d")), 1)
+        return tf.reduce_sum(tf.square(tf.layers.dense(x, 2, name="d", reuse=tf.AUTO_REUSE)), 1)
 
     optimizer = efl.DPGradientDescentGaussianOptimizer(1.0, multiplier, learning_rate=0.1)
+    if evaluates:
+        made.eval_fn(lambda m, s: tf.reduce_sum(tf.layers.dense(s["x"], 2, name="d", reuse=tf.AUTO_REUSE)))
     made.loss_fn(loss_fn).optimizer_fn(efl.optimizer_fn.optimizer_setter(optimizer))
     return made.compile(opt_config=config or None)
 
@@ -166,6 +169,93 @@ def test_fewer_examples_than_the_reader_has_count_more(tmp_path):
     trained.fit(efl.procedure_fn.train(max_step=10))
     (row,) = trained.privacy_spent(DELTA).rows
     assert row.epsilon == pytest.approx(compute_epsilon([Mechanism(2.0, 10, 2)], DELTA, sampling="none").epsilon)
+
+
+def test_another_checkpoint_dir_does_not_forget_what_was_spent(tmp_path):
+    tf.reset_default_graph()
+    trained = model(over_tensors, BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+    trained.fit(efl.procedure_fn.train(max_step=2), checkpoint_dir=str(tmp_path / "a"))
+    spent = trained.privacy_spent(DELTA).rows[0].epsilon
+    for other in (str(tmp_path / "b"), None):
+        with pytest.raises(ConfigError, match="its ledger lies in .*/a/.*: give every fit of a private model the same"):
+            trained.fit(efl.procedure_fn.train(max_step=3), checkpoint_dir=other)
+    assert trained.privacy_spent(DELTA).rows[0].epsilon == spent
+
+
+def test_weights_that_were_trained_without_noise_stay_so(tmp_path):
+    tf.reset_default_graph()
+    made = efl.Model().input_fn(lambda m, mode: over_tensors(m))
+    made.loss_fn(lambda m, s: tf.reduce_sum(tf.square(tf.layers.dense(s["x"], 2, name="d")), 1))
+    made.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.1))).compile()
+    made.fit(efl.procedure_fn.train(max_step=3), checkpoint_dir=str(tmp_path))
+    for steps in (5, 6):  # told by the checkpoint of the one before
+        tf.reset_default_graph()
+        trained = model(over_tensors, BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+        trained.fit(efl.procedure_fn.train(max_step=steps), checkpoint_dir=str(tmp_path))
+        (row,) = trained.privacy_spent(DELTA).rows
+        assert row.reason == "none (weights updated without noise): model: d/bias, d/kernel"
+
+
+def test_an_evaluation_before_it_does_not_hide_that_an_input_begins_anew(tmp_path):
+    for number in range(3):
+        tf.reset_default_graph()
+        trained = model(over_a_generator, evaluates=True, BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+        trained.fit(efl.procedure_fn.eval(max_step=1), checkpoint_dir=str(tmp_path) if number else None)
+        trained.fit(efl.procedure_fn.train(max_step=3 + number), checkpoint_dir=str(tmp_path))
+    (row,) = trained.privacy_spent(DELTA).rows
+    expected = compute_epsilon([Mechanism(2.0, 3 + 4 + 5, 3)], DELTA, sampling="none").epsilon
+    assert row.epsilon == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_iterator_that_evaluation_reads_too_has_no_figure():
+    tf.reset_default_graph()
+    batch = tf.data.make_initializable_iterator(tf.data.Dataset.from_tensor_slices(X).repeat().batch(BATCH)).get_next()
+    trained = model(lambda m: efl.Sample({"x": batch}, columns()), evaluates=True, BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+    trained.fit(efl.procedure_fn.train_and_evaluate(train_step=1, eval_step=1, max_iter=3))
+    with pytest.raises(ModelError, match="is read by another task or mode too, .*: give each an iterator of its own"):
+        trained.privacy_spent(DELTA)
+
+
+def test_noise_that_changes_back_and_forth_is_counted_by_what_was_read_meanwhile():
+    # Half a pass with one noise, half with another, six times: a row may always meet the same one.
+    phases = [
+        Phase({**TERMS, "noise_multiplier": noise}, 30, BATCH, 30 * BATCH, {1: 30}, {1: 30}, 0, first, first + 54)
+        for noise, first in ((1.0, 0), (8.0, 5))
+    ]
+    one, other = (_spent._mechanisms(phase, 1.0, phase.often, phases)[0] for phase in phases)
+    assert one.participations >= 6 and other.participations >= 6
+
+
+TERMS = {"group": "train", "batch_size": BATCH, "num_examples": ROWS, "stretch": "a", "inside": False}
+
+
+def test_a_phase_in_the_middle_of_a_stretch_may_have_rows_twice_in_each_batch():
+    phases = [Phase({**TERMS, "straddles": True, "n": n}, 1, BATCH, BATCH, {1: 1}, {1: 1}, 0, n, n) for n in range(2)]
+    for phase in phases:
+        (found,) = _spent._mechanisms(phase, 3.0, phase.often, phases)
+        assert found.noise_multiplier == 1.5 and found.participations == 1
+
+
+def test_what_a_power_cut_may_have_lost_is_booked_for_everybody_who_released(tmp_path, monkeypatch):
+    held = Ledger(tmp_path)
+    for step in range(3):
+        for group in ("update", "returned"):
+            held.enter({"group": group}, step, 8, f"{group}{step}".encode().ljust(16), (b"n" * 16, step))
+    monkeypatch.setattr(ledger, "_BOOT_ID", tmp_path / "none")  # another boot
+    lost = {phase.terms["group"]: phase.lost for phase in Ledger(tmp_path).phases()}
+    assert lost == {"update": 994, "returned": 994}
+    assert {p.terms["group"]: p.lost for p in Ledger(tmp_path).phases()} == lost
+
+
+def test_steps_that_may_be_lost_follow_each_other(tmp_path, monkeypatch):
+    held = Ledger(tmp_path)
+    for again in range(3):  # the same steps, in three attempts of one process
+        held.rest()
+        for step in range(4):
+            held.enter({"group": "a"}, step, 8, bytes([again, step]).ljust(16), (b"n" * 16, 4 * again + step))
+    monkeypatch.setattr(ledger, "_BOOT_ID", tmp_path / "none")
+    (phase,) = Ledger(tmp_path).phases()
+    assert phase.often == {3: 4} and phase.lost == 996
 
 
 def test_conversations_are_counted_across_openings(tmp_path: Path) -> None:

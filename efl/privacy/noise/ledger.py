@@ -50,6 +50,7 @@ class Phase:
       tried: The same with replays: what the peer, whose releases may have differed, has at most released.
       lost: Releases that nobody saw: the machine went down.
       first_step: The lowest step; None where only lost releases are known.
+      last_step: The highest.
     """
 
     terms: Terms
@@ -60,6 +61,7 @@ class Phase:
     tried: Mapping[int, int] = field(default_factory=dict)
     lost: int = 0
     first_step: int | None = None
+    last_step: int | None = None
 
 
 class _Held:
@@ -79,6 +81,7 @@ class _Held:
             self.tries.often(),
             self.lost,
             self.steps.first,
+            self.steps.last,
         )
 
 
@@ -101,7 +104,7 @@ class Ledger:
         self._phases: dict[int, _Held] = {}  # by number of the terms
         self._begun = self._ended = 0  # conversations with a peer
         self._seen: dict[bytes, Drawn] = {}
-        self._last = 0  # number of the last release's terms
+        self._recent: dict[str, int] = {}  # group -> number of its last terms, since the reservation
         self._left = 0  # of the reservation
         self._file: int | None = None
         if folder is not None:
@@ -182,6 +185,17 @@ class Ledger:
         with self._lock:
             return max(0, self._begun - self._ended)
 
+    def rest(self) -> None:
+        """Gives back what is left of the reservation, and has all that was entered on disk.
+
+        Call it before steps are taken again: only of steps that follow each other is it known what may be lost.
+        """
+        with self._lock:
+            if self._file is not None and self._left:
+                self._append(_CLOSED, 0, 0, 0, b"")
+                os.fsync(self._file)
+                self._left = 0
+
     def close(self) -> None:
         """Gives back what is left of the reservation. Call it when nothing more will be released."""
         with self._lock:
@@ -210,7 +224,7 @@ class Ledger:
         assert self._file is not None
         self._append(_RESERVATION, 0, _RESERVED, 0, _boot())
         os.fsync(self._file)
-        self._left = _RESERVED
+        self._left, self._recent = _RESERVED, {}
 
     def _append(self, kind: int, number: int, rows: int, step: int, digest: bytes, drawn: Drawn = (b"", 0)) -> None:
         assert self._file is not None
@@ -228,14 +242,16 @@ class Ledger:
         held.tries.add(step)
         if held.steps.add(step):
             held.all_rows += rows
-        self._last = number
+        self._note(number)
 
     def _count_lost(self, number: int, releases: int) -> None:
         """Counts releases that may have been."""
         held = self._held(number)
         held.releases += releases
         held.lost += releases
-        self._last = number
+
+    def _note(self, number: int) -> None:
+        self._recent[str(self._terms[number].get("group"))] = number
 
     def _remember(self, digest: bytes, drawn: Drawn) -> None:
         self._seen[digest] = drawn
@@ -268,10 +284,11 @@ class Ledger:
         if torn:
             _log.warning("%s: its last record is torn; what it stood for is counted as released", path)
             os.truncate(path, len(data) - torn)
-        whole, reserved_in = memoryview(data)[: len(data) - torn], b""
+        whole, reserved_in, before = memoryview(data)[: len(data) - torn], b"", self._recent
         for position, (kind, number, rows, step, digest, *drawn) in enumerate(_records(path, whole)):
             if kind == _RESERVATION:
-                self._left, reserved_in = rows, digest
+                self._left, reserved_in, before = rows, digest, self._recent
+                self._recent = {}
             elif kind in (_CLOSED, _LOST):
                 self._left = 0
                 if rows:
@@ -290,13 +307,15 @@ class Ledger:
                 raise CheckpointError(f"{path}, record {position}: unknown; was it written by a newer efl?")
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         if self._left:
-            self._settle(torn > 0 or reserved_in != _boot())
+            self._settle(torn > 0 or reserved_in != _boot(), before)
 
-    def _settle(self, may_be_lost: bool) -> None:
+    def _settle(self, may_be_lost: bool, before: Mapping[str, int]) -> None:
         """Says once and for all what became of a reservation that nobody gave back."""
         assert self._file is not None
-        number = self._last if self._phases else len(self._terms) - 1
-        lost = self._left if may_be_lost and number >= 0 else 0  # without terms nothing was released
+        # Whoever released since the reservation may have released all that is missing. Where nobody has, whoever had
+        # before; without terms nothing was released.
+        numbers = sorted((self._recent or before or {"": len(self._terms) - 1}).values())
+        lost = self._left if may_be_lost and numbers[-1] >= 0 else 0
         if lost:
             _log.warning(
                 "ledger of releases in %s: the machine went down with up to %d releases not yet on disk; all of them "
@@ -304,8 +323,10 @@ class Ledger:
                 self._folder,
                 lost,
             )
-            self._count_lost(number, lost)
-        self._append(_LOST, max(number, 0), lost, 0, b"")
+            for number in numbers:
+                self._count_lost(number, lost)
+        for number in numbers:
+            self._append(_LOST, max(number, 0), lost, 0, b"")
         os.fsync(self._file)
         self._left = 0
 

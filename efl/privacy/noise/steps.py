@@ -44,6 +44,11 @@ class Steps:
         """The lowest step; None where there is none."""
         return self._first[0] if self._first else None
 
+    @property
+    def last(self) -> int | None:
+        """The highest step; None where there is none."""
+        return self._last[-1] if self._last else None
+
     def often(self) -> Mapping[int, int]:
         """How often -> number of steps that released so often."""
         found: Counter[int] = Counter({1: sum(self._last) - sum(self._first) + len(self._first)})
