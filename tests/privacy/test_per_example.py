@@ -380,6 +380,20 @@ def test_detour_where_a_variable_is_read_in_a_roundabout_way() -> None:
     assert_equal(build, {"x": random(6)}, names=["wave", "listed", "beside"])
 
 
+def test_a_variable_that_comes_out_of_an_op_together_with_rows_is_refused() -> None:
+    from efl.errors import ModelError
+    from efl.privacy import per_example
+
+    tf.reset_default_graph()
+    x = image("x", 6)
+    held, rows = tf.identity_n([tf.get_variable("held", [6, 4]), x])
+    loss = _values(tf.matmul(rows, held))
+    with pytest.raises(
+        ModelError, match="hands on numbers of held together with rows of the batch, and 'MatMul' reads"
+    ):
+        per_example.differentiate(per_example.Objective(loss), tf.trainable_variables(), 1)
+
+
 @pytest.mark.parametrize("complex_variable", [False, True])
 def test_a_variable_that_meets_rows_as_complex_numbers_is_refused(complex_variable: bool) -> None:
     from efl.errors import ModelError

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tensorflow.compat.v1 as tf
 
+from efl.errors import ModelError
 from efl.privacy.per_example.layouts.layout import Pooled, Shared
 from efl.privacy.per_example.layouts.own_gradient import check_gradient, is_overridden
 from efl.privacy.per_example.layouts.walk import Walk
@@ -51,7 +52,7 @@ def meetings(variable: tf.Variable, walk: Walk) -> list[Meeting]:
     """All meetings of a variable, below the walk's targets.
 
     Raises:
-      ModelError: On the way to one an op has a gradient of the user's own.
+      ModelError: On the way to one an op has a gradient of the user's own, or rows and variable come out of one op.
     """
     found: list[Meeting] = []
     seen = {source(variable).ref()}
@@ -73,6 +74,15 @@ def meetings(variable: tf.Variable, walk: Walk) -> list[Meeting]:
                 if t is tensor and not any(m.op is op and m.index == index for m in found):
                     diagonal = _is_diagonal(t, variable, {})
                     found.append(Meeting(op, index, _is_direct(t, variable, walk), diagonal))
+    for meeting in found:
+        for rows in examples_of(meeting.op, walk):
+            if any(out.ref() in seen for out in rows.op.outputs):
+                # Where the gradient is to stop, it would stop on its way to the variable too.
+                raise ModelError(
+                    f"{rows.op.name!r} ({rows.op.type}) hands on numbers of {variable.op.name} together with rows of "
+                    f"the batch, and {meeting.op.name!r} reads both: a gradient of single rows cannot be told from it. "
+                    "Hand them on apart"
+                )
     return found
 
 
