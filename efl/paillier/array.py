@@ -78,7 +78,7 @@ class EncryptedArray:
     """
 
     __array_ufunc__ = None  # numpy leaves operators to this class
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # what cannot be compared has no hash
 
     def __init__(self, public: PublicKey, layout: Layout, cells: np.ndarray) -> None:
         self.public, self.layout, self._cells = public, layout, cells

@@ -396,20 +396,7 @@ class FreshNoise:
         self._releases = Releases(Seed.fresh(), Ledger.in_memory())
         self._numbers = itertools.count()
 
-    def noised(
-        self,
-        values: np.ndarray,
-        *,
-        step: int,
-        group: str,
-        clip: float,
-        noise_multiplier: float,
-        rows: int,
-        tables: Rows | None = None,
-        beside: bytes = b"",
-    ) -> np.ndarray:
+    def noised(self, values: np.ndarray, **terms: Any) -> np.ndarray:
         """See ``efl.privacy.noise.Releases.noised``; ``step`` may be any."""
-        number = next(self._numbers)  # in place of the step: then no release is a replay
-        return self._releases.noised(
-            values, step=number, group=group, clip=clip, noise_multiplier=noise_multiplier, rows=rows, tables=tables
-        )
+        # A number in place of the step: then no release is a replay.
+        return self._releases.noised(values, **{**terms, "step": next(self._numbers)})
