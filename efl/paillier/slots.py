@@ -70,7 +70,7 @@ class Slots:
         """
         held = list(values.tolist() if isinstance(values, np.ndarray) else values)
         held += [0] * (self.groups * self.count - len(held))
-        half, offset = self.limit, _offset(self.count, self.bits)
+        half, offset = self.limit, offset_of(self.count, self.bits)
         return [
             gmpy2.pack([value + half for value in held[first : first + self.count]], self.bits) - offset
             for first in range(0, len(held), self.count)
@@ -82,7 +82,7 @@ class Slots:
         Raises:
           DataError: A plaintext is outside of what its slots can hold.
         """
-        half, offset = self.limit, _offset(self.count, self.bits)
+        half, offset = self.limit, offset_of(self.count, self.bits)
         found: list[int] = []
         for plaintext in plaintexts:
             shifted = plaintext + offset
@@ -98,6 +98,6 @@ class Slots:
 
 
 @functools.lru_cache(maxsize=256)
-def _offset(count: int, bits: int) -> mpz:
+def offset_of(count: int, bits: int) -> mpz:
     """Half of a slot in each slot: what makes all of them non-negative."""
     return gmpy2.pack([1 << (bits - 1)] * count, bits)

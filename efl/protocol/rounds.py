@@ -1,0 +1,310 @@
+"""The rounds of a layer whose weights W = V + U nobody holds: the leader has V, the follower U and the private key.
+
+    message   direction   what
+    head      F → L       rows of the batch; the tag of U
+    xc        F → L       Enc(x), packed along the batch
+    xr, u     F → L       Enc(x) packed along the features, Enc(U); in training
+    zc        L → F       Enc(x·V + R), R uniform mod n
+    zp        F → L       x·V + R + x·U + bell mod n; the leader takes R off and has Z
+    dw        L → F       Enc(xᵀ·(learning_rate·dY)·2^sh + mask), mask = (V' - V)·2^sh + low; in training
+    dx, scale L → F       Enc(dY·(V + U) + bell), and the power of two by which dY was multiplied
+
+After it the shares are V' and U' = U - ⌊dw / 2^sh⌋, which is an unbiased rounding: W' = W - learning_rate·xᵀ·dY. Both
+parties hash what was sent into the tag of their share, so that shares which are not of one another are recognised.
+
+The follower learns dX (with a bell on it), the largest magnitude in dY to a power of two, and nothing else; the leader
+learns Z (with a bell on it). ``docs/encrypted_layers.md`` tells what follows from these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from efl.errors import DataError
+from efl.protocol import drawn
+from efl.protocol import widths as w
+from efl.protocol.channel import Channel
+from efl.protocol.products import PRODUCTS, Products
+from efl.protocol.scheme import PrivateScheme, PublicScheme
+from efl.protocol.widths import Kind, Widths
+
+_log = logging.getLogger("efl")
+TAG_BYTES = 32
+_HEAD_BYTES = 8 + TAG_BYTES
+_SCALE_RANGE = 200
+MESSAGES_FORWARD = {"head": "up", "xc": "up", "zc": "down", "zp": "up"}  # up: to the leader
+MESSAGES_BACKWARD = {"xr": "up", "u": "up", "dw": "down", "dx": "down", "scale": "down"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """One party's part of W.
+
+    Attributes:
+      values: int64, of the shape of W, multiples of 2**-16.
+      tag: uint8 ``[32]``; that of the other party's share is the same.
+    """
+
+    values: np.ndarray
+    tag: np.ndarray
+
+    def updated(self, values: np.ndarray, message: np.ndarray) -> Share:
+        """The share after the update that a message has made."""
+        digest = hashlib.sha256(self.tag.tobytes() + np.ascontiguousarray(message).tobytes()).digest()
+        return Share(values, np.frombuffer(digest, np.uint8))
+
+
+def first_share(values: np.ndarray) -> Share:
+    """The share of a layer that was never trained, from weights (float64)."""
+    return Share(np.rint(values * 2.0**w.WEIGHT_BITS).astype(np.int64), np.zeros(TAG_BYTES, np.uint8))
+
+
+class ActiveLayer:
+    """The follower's half: its x goes in, its gradient comes back.
+
+    Args:
+      scheme: With the private key.
+      kind: Of the layer.
+      inputs: Columns of x.
+      outputs: Of Z.
+      name: Of the layer, for messages.
+      output_limit_bits: |Z| ≤ 2^this.
+      clip: Whether larger inputs than 32 are clipped, counted and logged rather than refused.
+    """
+
+    def __init__(
+        self,
+        scheme: PrivateScheme,
+        kind: Kind,
+        inputs: int,
+        outputs: int,
+        *,
+        name: str = "hetero",
+        output_limit_bits: int = 6,
+        clip: bool = False,
+    ) -> None:
+        self._scheme, self._shape, self._name, self._clip = scheme, (kind, inputs, outputs), name, clip
+        self._limit = output_limit_bits
+
+    def forward(self, channel: Channel, x: np.ndarray, share: Share, train: bool) -> None:
+        """Gives the leader its Z.
+
+        Args:
+          channel: Of this step.
+          x: Real ``[B, inputs]``.
+          share: U.
+          train: Whether ``backward`` follows.
+
+        Raises:
+          DataError: x is not finite or beyond ±32; or what comes is no answer to what was sent.
+        """
+        x = self._checked(x)
+        products = self._products(len(x))
+        fine = self._encoded(x, w.INPUT_BITS)
+        channel.send("head", _head(len(x), share.tag))
+        channel.send("xc", self._scheme.encrypt(self._scheme.pack(fine, products.outputs)))
+        if train:
+            rows = self._encoded(x, w.INPUT_ROW_BITS)
+            channel.send("xr", self._scheme.encrypt(self._scheme.pack(rows.T, products.features)))
+            channel.send("u", self._scheme.encrypt(products.pack_share(share.values)))
+        groups, m = products.outputs.groups, products.widths.outputs
+        masked = self._scheme.decrypt(channel.recv("zc"), groups, m, f"{self._name}/zc of the leader")
+        channel.send("zp", self._scheme.to_rows(masked + products.own_output(fine, share.values)))
+
+    def backward(self, channel: Channel, x: np.ndarray, share: Share) -> tuple[Share, np.ndarray]:
+        """Takes the step that the leader's gradient asks for.
+
+        Args:
+          channel: Of this step.
+          x: As in ``forward``.
+          share: As in ``forward``.
+
+        Returns:
+          (the new share, dX float64 ``[B, inputs]``).
+
+        Raises:
+          DataError: What comes cannot be.
+        """
+        x = self._checked(x)
+        products, scheme = self._products(len(x)), self._scheme
+        rows = self._encoded(x, w.INPUT_ROW_BITS)
+        message, what = channel.recv("dw"), f"{self._name}/dw of the leader"
+        plain = scheme.decrypt(message, *products.updated, what)
+        bound = 1 << (products.widths.update_slot_bits - 1)
+        masked = products.picked(scheme.unpack(plain, products.updates, bound, what))
+        moved = (masked - products.weight_gradient_offset(rows)) >> products.widths.update_shift
+        new = share.updated((share.values - moved).astype(np.int64), message)
+        what = f"{self._name}/dx of the leader"
+        plain = scheme.decrypt(channel.recv("dx"), *products.returned, what)
+        plain = plain - products.input_gradient_offset(share.values)
+        bound = products.widths.input_gradient_bound
+        returned = products.as_rows(scheme.unpack(plain, products.gradients, bound, what))
+        scale = _scale_of(channel.recv("scale"), f"{self._name}/scale of the leader")
+        return new, returned * 2.0 ** -(scale + w.WEIGHT_BITS)
+
+    def _products(self, batch: int) -> Products:
+        return _products(self._scheme, self._shape, batch, self._limit)
+
+    def _checked(self, x: np.ndarray) -> np.ndarray:
+        if x.ndim != 2 or x.shape[1] != self._shape[1] or not len(x):
+            raise DataError(
+                f"encrypted layer {self._name!r}: the input is {list(x.shape)}: expected [batch, {self._shape[1]}]"
+            )
+        return x
+
+    def _encoded(self, x: np.ndarray, bits: int) -> np.ndarray:
+        from efl.paillier.encoding import encode
+
+        who = f"encrypted layer {self._name!r}: its input"
+        return encode(x, bits, float(1 << w.INPUT_LIMIT_BITS), self._clip, who)
+
+
+class PassiveLayer:
+    """The leader's half: Z comes out, its gradient goes in.
+
+    Args:
+      scheme: With the public key.
+      kind: Of the layer.
+      inputs: Columns of the follower's x.
+      outputs: Of Z.
+      learning_rate: Of W.
+      name: Of the layer, for messages.
+      output_limit_bits: |Z| ≤ 2^this.
+    """
+
+    def __init__(
+        self,
+        scheme: PublicScheme,
+        kind: Kind,
+        inputs: int,
+        outputs: int,
+        *,
+        learning_rate: float,
+        name: str = "hetero",
+        output_limit_bits: int = 6,
+    ) -> None:
+        self._scheme, self._shape, self._rate, self._name = scheme, (kind, inputs, outputs), learning_rate, name
+        self._limit = output_limit_bits
+
+    def forward(self, channel: Channel, share: Share, batch: int | None = None) -> np.ndarray:
+        """Gets Z.
+
+        Args:
+          channel: Of this step.
+          share: V.
+          batch: Rows of this party's batch, to be compared with the follower's.
+
+        Returns:
+          float64 ``[B, outputs]``.
+
+        Raises:
+          DataError: The batches or the shares do not belong together, or what comes cannot be.
+        """
+        rows = self._batch_of(channel.recv("head"), share, batch)
+        products, scheme = _products(self._scheme, self._shape, rows, self._limit), self._scheme
+        what = f"{self._name}/xc of the follower"
+        product = products.output(scheme.read(channel.recv("xc"), *products.inputs, what), share.values)
+        groups, m = products.outputs.groups, products.widths.outputs
+        mask = scheme.uniform(groups, m)
+        channel.send("zc", scheme.finish(product, mask))
+        what = f"{self._name}/zp of the follower"
+        plain = scheme.from_rows(channel.recv("zp"), groups, m, what) - mask
+        found = scheme.unpack(plain, products.outputs, products.widths.output_bound, what)
+        return found * 2.0**-products.widths.output_bits
+
+    def backward(self, channel: Channel, gradient: np.ndarray, share: Share) -> Share:
+        """Updates W, and gives the follower its gradient.
+
+        Args:
+          channel: Of this step.
+          gradient: dY, real ``[B, outputs]``.
+          share: As in ``forward``.
+
+        Returns:
+          The new share.
+
+        Raises:
+          DataError: The gradient is not finite, or what comes is none of what was expected.
+        """
+        gradient = np.asarray(gradient, np.float64)
+        if not np.isfinite(gradient).all():
+            raise DataError(
+                f"encrypted layer {self._name!r}: {np.count_nonzero(~np.isfinite(gradient))} of {gradient.size} numbers "
+                "of its output's gradient are NaN or infinite: is the loss?"
+            )
+        products, scheme = _products(self._scheme, self._shape, len(gradient), self._limit), self._scheme
+        widths = products.widths
+        step = self._step(gradient, widths)
+        fresh = drawn.share(widths.share_shape)
+        change = (fresh.astype(object) - share.values) << widths.update_shift
+        mask = products.update_mask(change + drawn.uniform(widths.share_shape, widths.update_shift))
+        rows = products.features.groups, widths.batch
+        x = scheme.read(channel.recv("xr"), *rows, f"{self._name}/xr of the follower")
+        product = products.weight_gradient(x, step)
+        message = scheme.finish(product, scheme.pack(mask, products.updates))
+        channel.send("dw", message)
+        scale = _scale(gradient)
+        step = np.clip(drawn.rounded(np.ldexp(gradient, scale)), -(1 << w.STEP_BITS) + 1, (1 << w.STEP_BITS) - 1)
+        other = scheme.read(channel.recv("u"), *products.shares, f"{self._name}/u of the follower")
+        returned = products.input_gradient(other, step)
+        channel.send("dx", scheme.finish(returned, products.own_input_gradient(share.values, step)))
+        channel.send("scale", np.array(scale, np.int64))
+        return share.updated(fresh, message)
+
+    def _step(self, gradient: np.ndarray, widths: Widths) -> np.ndarray:
+        step = drawn.rounded(gradient * self._rate * 2.0**widths.step_scale_bits)
+        most = (1 << w.STEP_BITS) - 1
+        beyond = np.count_nonzero(np.abs(step) > most)
+        if beyond:
+            _log.warning(
+                "encrypted layer %r: %d of %d numbers of learning_rate times the output's gradient are larger than "
+                "%.2g, and were clipped; a smaller learning_rate avoids it, or a loss that is the mean over the batch",
+                self._name, beyond, step.size, most * 2.0**-widths.step_scale_bits,
+            )  # fmt: skip
+        return np.clip(step, -most, most)
+
+    def _batch_of(self, head: np.ndarray, share: Share, batch: int | None) -> int:
+        if head.dtype != np.uint8 or head.shape != (_HEAD_BYTES,):
+            raise DataError(f"{self._name}/head of the follower: {head.dtype} {list(head.shape)}: not an efl of now")
+        rows = int.from_bytes(head[:8].tobytes(), "little")
+        if batch is not None and rows != batch:
+            raise DataError(
+                f"encrypted layer {self._name!r}: the follower's batch has {rows} rows and the leader's {batch}: give "
+                "both the same batch size"
+            )
+        if not 1 <= rows <= 1 << 20:
+            raise DataError(f"{self._name}/head of the follower: a batch of {rows} rows: expected 1 to 2^20")
+        if head[8:].tobytes() != share.tag.tobytes():
+            raise DataError(
+                f"encrypted layer {self._name!r}: the parties' shares of its weights are not of one another: one party "
+                "restored another checkpoint than the other. Let both restore the same, or start anew"
+            )
+        return rows
+
+
+def _products(scheme: PublicScheme, shape: tuple[Kind, int, int], batch: int, limit_bits: int) -> Products:
+    kind, inputs, outputs = shape
+    return PRODUCTS[kind](scheme, Widths(kind, inputs, outputs, batch, limit_bits))
+
+
+def _head(batch: int, tag: np.ndarray) -> np.ndarray:
+    return np.frombuffer(batch.to_bytes(8, "little") + tag.tobytes(), np.uint8)
+
+
+def _scale(gradient: np.ndarray) -> int:
+    """The power of two by which the largest magnitude is brought just below 2^13 - 1."""
+    most = float(np.abs(gradient).max(initial=0.0))
+    if not most:
+        return 0
+    exponent = int(np.floor(np.log2(((1 << w.STEP_BITS) - 1) / most)))
+    return max(-_SCALE_RANGE, min(_SCALE_RANGE, exponent))
+
+
+def _scale_of(array: np.ndarray, what: str) -> int:
+    if array.dtype != np.int64 or array.shape != () or abs(int(array)) > _SCALE_RANGE:
+        raise DataError(f"{what}: {array.dtype} {list(array.shape)}: expected one integer within ±{_SCALE_RANGE}")
+    return int(array)
