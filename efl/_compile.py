@@ -129,6 +129,11 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
             "Return a loss, or send with require_grad=True"
         )
     private = [optimizer for optimizer in assignments if gradients.is_private(optimizer)]
+    if private and model._layers(scope):
+        raise ModelError(
+            f"{name}: {type(private[0]).__name__} beside the encrypted layer {model._layers(scope)[0]!r}: the layer's "
+            "weights are trained without clipping and noise, so nothing would be promised. Use one or the other"
+        )
     if private:
         from efl.privacy import _training as private_training  # only who asks for privacy pays for it
 
@@ -169,7 +174,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
     # of the old value.
     with tf.control_dependencies(gate):
         applied = [optimizer.apply_gradients(pairs) for optimizer, pairs in updates]
-        applied.append(tf.no_op())
+        applied += [*model._layer_updates(scope), tf.no_op()]
     with tf.control_dependencies(applied):
         counted = tf.assign_add(model.global_step, 1)
     program.moving = moving = [*moving, *_made_since(made_before)]  # an optimizer may have made some

@@ -23,11 +23,12 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl._ends import End
 from efl._exchanged import Exchanged
 from efl._graph import as_graph_tensor, call_python, op_name, raw_session
 from efl._inbox import Inbox
@@ -131,6 +132,7 @@ class Communicator:
         self._connect_timeout = connect_timeout
         self._limits = limits or Limits()
         self._share_error_text = share_error_text
+        self.ends: dict[TaskScope, list[End]] = {}  # of layers that both parties compute together
         self._exchanged = Exchanged()
         self._inboxes: list[Inbox] = []
         self._ids_noted: dict[TaskScope, tf.Operation] = {}
@@ -173,7 +175,7 @@ class Communicator:
             self._guarded(lambda: self.exchange.send(state, wire, np.asarray(array)))
 
         try:
-            with tf.control_dependencies([*self._after_ids(scope), *self._after_batch(scope)]):
+            with tf.control_dependencies(self.before_sends(scope)):
                 return call_python(push, [tensor], op_name("efl_send", wire))
         except BaseException:  # undone, and raised again
             self._exchanged.remove("send", wire)
@@ -216,6 +218,23 @@ class Communicator:
         self._inboxes.append(inbox)
         return inbox.tensor
 
+    # ---- for layers that talk to the peer by themselves (efl._rounds)
+
+    def declare_message(
+        self, direction: Literal["send", "recv"], name: str, scope: TaskScope, dtype: tf.DType, shape: tf.TensorShape
+    ) -> str:
+        """Declares a message that no op of the graph sends or receives; returns its name on the wire."""
+        return self._exchanged.add(direction, name, scope, dtype, shape, False)
+
+    def before_sends(self, scope: TaskScope) -> list[tf.Operation]:
+        """What must have run before something of a scope is sent."""
+        return [*self._after_ids(scope), *self._after_batch(scope)]
+
+    def own_inboxes(self, state: Scope, inboxes: Sequence[Inbox]) -> None:
+        """Binds inboxes that this party fills itself to each session."""
+        state.own_sinks.extend(inboxes)
+        self._inboxes.extend(inboxes)
+
     def watch_ids(self, ids: tf.Tensor, block: tf.Tensor | None = None, row: tf.Tensor | None = None) -> None:
         """Compares the sample ids of the current scope's batches with the peer's, in every step.
 
@@ -256,7 +275,7 @@ class Communicator:
         A message of step n is what tells the peer that this party has data for step n, and which rows.
         """
         self._batch_read[scope] = tf.group(*read)
-        return [*self._after_ids(scope), *self._after_batch(scope)]
+        return self.before_sends(scope)
 
     def name_blocks(self, names: Sequence[str]) -> None:
         """Gives names to the block indices of the current scope's ids, for error messages."""

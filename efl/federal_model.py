@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from efl._agreement import PromisedNoise
 from efl._checkpoint import reason_of
+from efl._ends import End
 from efl._gradients import Sent, is_private
 from efl._graph import RECEIVED, as_graph_tensor, call_python, op_name
 from efl._program import Program, feature_tensors
@@ -290,7 +291,11 @@ class FederalModel(Model):
 
     def _sent(self, scope: TaskScope) -> list[Sent]:
         held = self._sent_tensors.get(scope, {})
-        return [Sent(name, held[name][0], gradient) for name, gradient in self._grad_receives.get(scope, {}).items()]
+        sent = [Sent(name, held[name][0], gradient) for name, gradient in self._grad_receives.get(scope, {}).items()]
+        return sent + [end.sent for end in self._ends(scope) if end.sent is not None]
+
+    def _ends(self, scope: TaskScope) -> list[End]:
+        return self._communicator.ends.get(scope, [])
 
     def _check_own(self, ops: set[tf.Operation]) -> None:
         exchanging = sorted(op.name for op in ops if op.name.startswith(("efl_send/", "efl_recv", "efl_sample_ids/")))
@@ -305,11 +310,21 @@ class FederalModel(Model):
         return [tensor for tensor, _ in self._sent_tensors.get(scope, {}).values()]
 
     def _received(self, scope: TaskScope) -> list[tuple[str, tf.Tensor]]:
-        return [(name, tensor) for name, (tensor, grad) in self._receives.get(scope, {}).items() if grad]
+        received = [(name, tensor) for name, (tensor, grad) in self._receives.get(scope, {}).items() if grad]
+        return received + [(end.name, end.received) for end in self._ends(scope) if end.received is not None]
+
+    def _layer_updates(self, scope: TaskScope) -> list[tf.Operation]:
+        return [op for end in self._ends(scope) for op in end.update()]
+
+    def _layers(self, scope: TaskScope) -> list[str]:
+        return [end.name for end in self._ends(scope)]
 
     def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor], undivided: bool) -> None:
-        program = self._programs[scope]
-        for (name, _), computed in zip(self._received(scope), gradients):
+        program, ends = self._programs[scope], [end for end in self._ends(scope) if end.received is not None]
+        of_layers = len(gradients) - len(ends)
+        for end, computed in zip(ends, gradients[of_layers:]):
+            end.give_back(computed)
+        for (name, _), computed in zip(self._received(scope), gradients[:of_layers]):
             gradient = self._undivided.as_wanted(scope, program, computed, undivided, self._opt_config)
             op = self._communicator.send(f"{name}/grad", gradient, scope=scope)
             self._send_ops.setdefault(scope, []).append(op)
@@ -372,9 +387,10 @@ class FederalModel(Model):
 
     def _check_exchanges(self) -> None:
         self._communicator.complete()
-        for scope in dict.fromkeys([*self._sent_tensors, *self._receives]):
+        for scope in dict.fromkeys([*self._sent_tensors, *self._receives, *self._communicator.ends]):
             if scope not in self._programs or self._programs[scope].op is None:
-                names = ", ".join(map(repr, [*self._sent_tensors.get(scope, {}), *self._receives.get(scope, {})]))
+                there = [*self._sent_tensors.get(scope, {}), *self._receives.get(scope, {})]
+                names = ", ".join(map(repr, [*there, *(end.name for end in self._ends(scope))]))
                 needed, have = ("loss_fn", self._loss_fns) if scope.mode is MODE.TRAIN else ("eval_fn", self._eval_fns)
                 raise ModelError(
                     f"{names}: sent or received in {scope}, but task {scope.task!r} has no {needed}, so there is no "
@@ -392,6 +408,8 @@ class FederalModel(Model):
 
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         # In training only what comes back as a gradient drives; what was merely shown to the peer is still a loss.
+        if any(end.sent is not None and end.sent.tensor is loss for end in self._ends(scope)):
+            return True
         return any(
             loss is tensor and (require_grad if scope.mode is MODE.TRAIN else tensor.shape.rank != 0)
             for tensor, require_grad in self._sent_tensors.get(scope, {}).values()
@@ -408,4 +426,5 @@ class FederalModel(Model):
         self._exchanged_scopes.add(scope)
         ops += self._send_ops.get(scope, [])
         ops += [tensor for tensor, _ in self._receives.get(scope, {}).values()]
+        ops += [tensor for end in self._ends(scope) for tensor in end.gate]
         return ops + list(self._grad_receives.get(scope, {}).values())

@@ -470,6 +470,12 @@ class Model(Definition):
     def _return_gradients(self, scope: TaskScope, gradients: Sequence[tf.Tensor], undivided: bool) -> None:
         pass
 
+    def _layers(self, scope: TaskScope) -> list[str]:
+        return []
+
+    def _layer_updates(self, scope: TaskScope) -> list[tf.Operation]:
+        return []
+
     def _is_driven_by_peer(self, scope: TaskScope, loss: Any) -> bool:
         return False
 

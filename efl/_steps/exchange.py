@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class Exchange:
         channel.on_control("part", of_this_channel(self._on_part))
         channel.on_control("stage", of_this_channel(self._stages.on_note))
         channel.on_control("saved", of_this_channel(lambda body: self.on_saved(body)))
+        channel.on_control("busy", of_this_channel(self._on_busy))
         channel.on_control("rows", of_this_channel(self._on_rows))
         channel.on_away(of_this_channel(self._on_away))
         channel.on_back(of_this_channel(self._on_back))
@@ -110,7 +111,7 @@ class Exchange:
         """The sinks belong to a session now; what arrived before is handed over."""
         with self._delivery:
             for scope in self._scopes.values():
-                for sink in scope.sinks:
+                for sink in scope.all_sinks:
                     sink.drain()  # an abort of an earlier run may be left
             with self._lock:
                 self._bound = True
@@ -164,7 +165,7 @@ class Exchange:
 
     def _abort_sinks(self) -> None:
         for scope in self._scopes.values():
-            for sink in scope.sinks:
+            for sink in scope.all_sinks:
                 sink.abort()
 
     def check_end(self) -> None:
@@ -296,16 +297,48 @@ class Exchange:
         with self._lock:
             return take_up_to(step, scope.marks)
 
-    def send(self, scope: Scope, name: str, array: np.ndarray) -> None:
-        """Sends one tensor of the running step; the digest of the batch's ids rides on the first one."""
+    def send(self, scope: Scope, name: str, array: np.ndarray, of_step: int | None = None) -> None:
+        """Sends one tensor of the running step; the digest of the batch's ids rides on the first one.
+
+        Args:
+          scope: Whose step runs.
+          name: On the wire.
+          array: The tensor.
+          of_step: The step that it belongs to; a thread of its own may come late.
+        """
         self.check()
         with self._lock:
             channel, step = self._channel, scope.running
+            if of_step not in (None, step):
+                step = None
             digest = b"" if step is None else scope.ids.to_tell(step)
         if channel is None or step is None:
             raise LinkError(f"{self.role}: {name!r} can only be sent within a step of a running federation")
         channel.send(name, step, array, digest, self.timeout)
         scope.idle_since = time.monotonic()
+
+    def give(self, scope: Scope, step: int, results: Sequence[tuple[Sink, np.ndarray]]) -> None:
+        """Hands over what a thread of this party has computed for a step; nothing, where that step is over."""
+        with self._delivery:
+            if self._bound and scope.running == step:
+                for sink, array in results:
+                    sink.put(array)
+        with self._lock:
+            scope.idle_since = time.monotonic()
+
+    def busy(self, scope: Scope, step: int) -> None:
+        """This party computes, and has been for some time: neither it nor the peer is late."""
+        with self._lock:
+            scope.idle_since = time.monotonic()
+        with contextlib.suppress(LinkError):  # the step will say what happened
+            self._control("busy", {"scope": scope.wire, "step": step})
+
+    def _on_busy(self, body: dict[str, Any]) -> None:
+        scope, step = self._addressed(body)
+        if scope is not None:
+            with self._lock:
+                if scope.running == step:
+                    scope.idle_since = time.monotonic()
 
     def _control(self, topic: str, body: dict[str, Any]) -> None:
         channel = self._channel
@@ -321,7 +354,7 @@ class Exchange:
                 take_up_to(step, scope.marks)  # void: nobody took that step
                 scope.ids.forget(step + 1)
             if self._bound:
-                for sink in scope.sinks:
+                for sink in scope.all_sinks:
                     sink.drain()
                 self._release(scope)
         self._consume(scope, step)
@@ -416,7 +449,7 @@ class Exchange:
                 flood = len(scope.peer_ends) > _MAX_AHEAD
                 abort = self._bound and scope.running is not None and scope.running >= step
             if abort:
-                for sink in scope.sinks:
+                for sink in scope.all_sinks:
                     sink.abort()
         if flood:
             self._refuse_flood(scope)

@@ -33,6 +33,7 @@ class Scope:
     Attributes:
       wire: What the names of its messages begin with, such as ``train`` or ``eval:ctr``.
       sinks: Where its messages go.
+      own_sinks: Where goes what threads of this party compute for its steps.
       step: The last step that ended: completed, or burnt because somebody's data ended in it.
       running: The step under way, or None.
       peer_ends: Steps in which the peer's data ended, in order: a peer whose rounds are empty, or of one step, may be
@@ -48,6 +49,7 @@ class Scope:
 
     wire: str
     sinks: list[Sink] = field(default_factory=list)
+    own_sinks: list[Sink] = field(default_factory=list)
     step: int = 0
     running: int | None = None
     peer_ends: deque[int] = field(default_factory=deque)
@@ -58,6 +60,11 @@ class Scope:
     ids: IdLedger = field(default_factory=IdLedger)
     waited: float = 0.0
     idle_since: float = 0.0
+
+    @property
+    def all_sinks(self) -> list[Sink]:
+        """All of them."""
+        return [*self.sinks, *self.own_sinks]
 
     def clear(self) -> None:
         """Begins a conversation."""

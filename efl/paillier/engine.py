@@ -63,9 +63,10 @@ class Engine:
           digit_bits: At most ``slot_bits``.
           slot_bits: Of a slot.
         """
-        return [
-            kernels.spread(self.public, base, each, digit_bits, slot_bits) for base, each in zip(bases, digits)
-        ]
+        return [kernels.spread(self.public, base, each, digit_bits, slot_bits) for base, each in zip(bases, digits)]
+
+    def start(self) -> None:
+        """Starts what computes, without waiting for it."""
 
     def close(self) -> None:
         """Ends what was started."""

@@ -1,8 +1,8 @@
 """Matrices of integers in packed plaintexts: ``[length, m]`` becomes ``[groups, m]``, packed along the first axis.
 
-Two ways. ``pack`` is for numbers that fit in their slots. ``pack_wide`` is for shares, which are wider than a slot: each
-alone runs over into its neighbours, and only the sum of all shares, mod n, is a vector of numbers that fit. Such numbers
-come as limbs, since they may have more bits than an int64.
+Two ways. ``pack`` is for numbers that fit in their slots. ``pack_wide`` is for shares, which are wider than a slot:
+each alone runs over into its neighbours, and only the sum of all shares, mod n, is a vector of numbers that fit. Such
+numbers come as limbs, since they may have more bits than an int64.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def unpack(plaintexts: np.ndarray, slots: Slots, bound: int, what: str) -> np.nd
 
 def _beyond(what: str, bound: int) -> str:
     return (
-        f"{what}: decrypted numbers are beyond 2^{int(bound).bit_length()} units, of which the layer was made for fewer: "
+        f"{what}: decrypted numbers are beyond 2^{int(bound).bit_length()} units, and the layer was made for fewer: "
         "weights or activations have grown, or the parties' shares are not of one another"
     )
 

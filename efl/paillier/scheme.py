@@ -13,7 +13,7 @@ from efl.errors import DataError
 from efl.paillier import packing, residues
 from efl.paillier.engine import Engine
 from efl.paillier.factored import Product
-from efl.paillier.keys import PrivateKey, PublicKey
+from efl.paillier.keys import PrivateKey
 from efl.paillier.masks import HIDING_BITS, bits_to_hide
 from efl.paillier.slots import Slots
 
@@ -87,9 +87,7 @@ class PublicPaillier:
         made = [Product(each, mpz(0)) for each in found]
         return self._computed(_array(made, groups, m), ciphertexts, bits, 1)
 
-    def times_each(
-        self, ciphertexts: Ciphertexts, multipliers: np.ndarray, bits: int, slots: Slots
-    ) -> Ciphertexts:
+    def times_each(self, ciphertexts: Ciphertexts, multipliers: np.ndarray, bits: int, slots: Slots) -> Ciphertexts:
         """See ``efl.protocol.scheme``."""
         found: list[Product] = []
         for g, row in enumerate(ciphertexts.elements):

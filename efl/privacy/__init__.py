@@ -1,11 +1,19 @@
-"""Differential privacy: optimizers, per-example gradients, noise, accounting.
+"""Differential privacy (optimizers, per-example gradients, noise, accounting) and encrypted layers.
 
-The names are in ``efl`` too. What is promised, to whom, stands in the documentation, under "Differential privacy".
+The optimizers are in ``efl`` too. What is promised, to whom, stands in the documentation, under "Differential privacy"
+and "Encrypted layers".
 """
 
 from __future__ import annotations
 
 from efl.privacy.accounting import AdversaryTable, compute_dp_sgd_privacy, compute_noise, max_steps
+from efl.privacy.encrypted import (
+    EncryptActiveDense,
+    EncryptActiveLayer,
+    EncryptPassiveDense,
+    EncryptPassiveLayer,
+    PrivacyWarning,
+)
 from efl.privacy.hooks import PrivacyHook
 from efl.privacy.label_dp import LabelDP, RRWithPrior
 from efl.privacy.optimizers import (
@@ -28,9 +36,14 @@ __all__ = [
     "DPAdamOptimizer",
     "DPGradientDescentGaussianOptimizer",
     "DPGradientDescentOptimizer",
+    "EncryptActiveDense",
+    "EncryptActiveLayer",
+    "EncryptPassiveDense",
+    "EncryptPassiveLayer",
     "GaussianRelease",
     "LabelDP",
     "PrivacyHook",
+    "PrivacyWarning",
     "RRWithPrior",
     "compute_dp_sgd_privacy",
     "compute_noise",

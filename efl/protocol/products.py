@@ -104,7 +104,7 @@ class Products(ABC):
         """dX ``[B, inputs]``, out of what was unpacked."""
 
 
-class DenseProducts(Products):
+class _Dense(Products):
     """Z = X·W, W ``[inputs, outputs]``."""
 
     def __init__(self, scheme: PublicScheme, widths: Widths) -> None:
@@ -157,7 +157,7 @@ class DenseProducts(Products):
         return unpacked.T
 
 
-class ElementwiseProducts(Products):
+class _Elementwise(Products):
     """Z = x∘w, w ``[inputs]``."""
 
     def __init__(self, scheme: PublicScheme, widths: Widths) -> None:
@@ -218,4 +218,4 @@ class ElementwiseProducts(Products):
         return unpacked
 
 
-PRODUCTS = {Kind.DENSE: DenseProducts, Kind.ELEMENTWISE: ElementwiseProducts}
+PRODUCTS = {Kind.DENSE: _Dense, Kind.ELEMENTWISE: _Elementwise}

@@ -1,6 +1,7 @@
 """The rounds of a layer whose weights W = V + U nobody holds: the leader has V, the follower U and the private key.
 
     message   direction   what
+    origin    L → F       whether W began as weights that the leader knows, so that U began as 0
     head      F → L       rows of the batch; the tag of U
     xc        F → L       Enc(x), packed along the batch
     xr, u     F → L       Enc(x) packed along the features, Enc(U); in training
@@ -18,6 +19,7 @@ learns Z (with a bell on it). ``docs/encrypted_layers.md`` tells what follows fr
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -34,10 +36,46 @@ from efl.protocol.widths import Kind, Widths
 
 _log = logging.getLogger("efl")
 TAG_BYTES = 32
-_HEAD_BYTES = 8 + TAG_BYTES
+HEAD_BYTES = 8 + TAG_BYTES
 _SCALE_RANGE = 200
-MESSAGES_FORWARD = {"head": "up", "xc": "up", "zc": "down", "zp": "up"}  # up: to the leader
-MESSAGES_BACKWARD = {"xr": "up", "u": "up", "dw": "down", "dx": "down", "scale": "down"}
+
+
+class Form(enum.Enum):
+    """What a message consists of: how its static shape follows from the key."""
+
+    CIPHERTEXTS = "ciphertexts"  # uint8 [count, bytes of n²]
+    PLAINTEXTS = "plaintexts"  # uint8 [count, bytes of n]
+    HEAD = "head"  # uint8 [40]
+    NUMBER = "number"  # int64 []
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of the rounds.
+
+    Attributes:
+      from_follower: Who sends it.
+      form: What it consists of.
+      in_training: Whether it is sent in training only.
+    """
+
+    from_follower: bool
+    form: Form
+    in_training: bool = False
+
+
+MESSAGES = {
+    "origin": Message(False, Form.NUMBER),
+    "head": Message(True, Form.HEAD),
+    "xc": Message(True, Form.CIPHERTEXTS),
+    "zc": Message(False, Form.CIPHERTEXTS),
+    "zp": Message(True, Form.PLAINTEXTS),
+    "xr": Message(True, Form.CIPHERTEXTS, in_training=True),
+    "u": Message(True, Form.CIPHERTEXTS, in_training=True),
+    "dw": Message(False, Form.CIPHERTEXTS, in_training=True),
+    "dx": Message(False, Form.CIPHERTEXTS, in_training=True),
+    "scale": Message(False, Form.NUMBER, in_training=True),
+}
 
 
 @dataclass(frozen=True)
@@ -88,9 +126,9 @@ class ActiveLayer:
         clip: bool = False,
     ) -> None:
         self._scheme, self._shape, self._name, self._clip = scheme, (kind, inputs, outputs), name, clip
-        self._limit = output_limit_bits
+        self._limit, self._warned = output_limit_bits, False
 
-    def forward(self, channel: Channel, x: np.ndarray, share: Share, train: bool) -> None:
+    def forward(self, channel: Channel, x: np.ndarray, share: Share, train: bool) -> Share:
         """Gives the leader its Z.
 
         Args:
@@ -98,6 +136,9 @@ class ActiveLayer:
           x: Real ``[B, inputs]``.
           share: U.
           train: Whether ``backward`` follows.
+
+        Returns:
+          The share for ``backward``: U, or nothing where W begins as weights that the leader knows.
 
         Raises:
           DataError: x is not finite or beyond ±32; or what comes is no answer to what was sent.
@@ -107,6 +148,9 @@ class ActiveLayer:
         fine = self._encoded(x, w.INPUT_BITS)
         channel.send("head", _head(len(x), share.tag))
         channel.send("xc", self._scheme.encrypt(self._scheme.pack(fine, products.outputs)))
+        if _number(channel.recv("origin"), 1, f"{self._name}/origin of the leader") and not share.tag.any():
+            share = Share(np.zeros_like(share.values), share.tag)
+            self._warn_of_origin()
         if train:
             rows = self._encoded(x, w.INPUT_ROW_BITS)
             channel.send("xr", self._scheme.encrypt(self._scheme.pack(rows.T, products.features)))
@@ -114,6 +158,7 @@ class ActiveLayer:
         groups, m = products.outputs.groups, products.widths.outputs
         masked = self._scheme.decrypt(channel.recv("zc"), groups, m, f"{self._name}/zc of the leader")
         channel.send("zp", self._scheme.to_rows(masked + products.own_output(fine, share.values)))
+        return share
 
     def backward(self, channel: Channel, x: np.ndarray, share: Share) -> tuple[Share, np.ndarray]:
         """Takes the step that the leader's gradient asks for.
@@ -121,7 +166,7 @@ class ActiveLayer:
         Args:
           channel: Of this step.
           x: As in ``forward``.
-          share: As in ``forward``.
+          share: What ``forward`` returned.
 
         Returns:
           (the new share, dX float64 ``[B, inputs]``).
@@ -143,8 +188,17 @@ class ActiveLayer:
         plain = plain - products.input_gradient_offset(share.values)
         bound = products.widths.input_gradient_bound
         returned = products.as_rows(scheme.unpack(plain, products.gradients, bound, what))
-        scale = _scale_of(channel.recv("scale"), f"{self._name}/scale of the leader")
+        scale = _number(channel.recv("scale"), _SCALE_RANGE, f"{self._name}/scale of the leader")
         return new, returned * 2.0 ** -(scale + w.WEIGHT_BITS)
+
+    def _warn_of_origin(self) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "encrypted layer %r: the leader has given it weights that it knows; until the first update is made it "
+                "can compute the inputs of this layer from what it gets",
+                self._name,
+            )
 
     def _products(self, batch: int) -> Products:
         return _products(self._scheme, self._shape, batch, self._limit)
@@ -173,6 +227,7 @@ class PassiveLayer:
       outputs: Of Z.
       learning_rate: Of W.
       name: Of the layer, for messages.
+      known_origin: Whether W begins as weights that the leader knows, so that the follower's share is nothing.
       output_limit_bits: |Z| ≤ 2^this.
     """
 
@@ -185,8 +240,10 @@ class PassiveLayer:
         *,
         learning_rate: float,
         name: str = "hetero",
+        known_origin: bool = False,
         output_limit_bits: int = 6,
     ) -> None:
+        self._origin = np.array(known_origin, np.int64)
         self._scheme, self._shape, self._rate, self._name = scheme, (kind, inputs, outputs), learning_rate, name
         self._limit = output_limit_bits
 
@@ -204,6 +261,7 @@ class PassiveLayer:
         Raises:
           DataError: The batches or the shares do not belong together, or what comes cannot be.
         """
+        channel.send("origin", self._origin)
         rows = self._batch_of(channel.recv("head"), share, batch)
         products, scheme = _products(self._scheme, self._shape, rows, self._limit), self._scheme
         what = f"{self._name}/xc of the follower"
@@ -233,8 +291,8 @@ class PassiveLayer:
         gradient = np.asarray(gradient, np.float64)
         if not np.isfinite(gradient).all():
             raise DataError(
-                f"encrypted layer {self._name!r}: {np.count_nonzero(~np.isfinite(gradient))} of {gradient.size} numbers "
-                "of its output's gradient are NaN or infinite: is the loss?"
+                f"encrypted layer {self._name!r}: {np.count_nonzero(~np.isfinite(gradient))} of {gradient.size} "
+                "numbers of its output's gradient are NaN or infinite: is the loss?"
             )
         products, scheme = _products(self._scheme, self._shape, len(gradient), self._limit), self._scheme
         widths = products.widths
@@ -268,7 +326,7 @@ class PassiveLayer:
         return np.clip(step, -most, most)
 
     def _batch_of(self, head: np.ndarray, share: Share, batch: int | None) -> int:
-        if head.dtype != np.uint8 or head.shape != (_HEAD_BYTES,):
+        if head.dtype != np.uint8 or head.shape != (HEAD_BYTES,):
             raise DataError(f"{self._name}/head of the follower: {head.dtype} {list(head.shape)}: not an efl of now")
         rows = int.from_bytes(head[:8].tobytes(), "little")
         if batch is not None and rows != batch:
@@ -304,7 +362,7 @@ def _scale(gradient: np.ndarray) -> int:
     return max(-_SCALE_RANGE, min(_SCALE_RANGE, exponent))
 
 
-def _scale_of(array: np.ndarray, what: str) -> int:
-    if array.dtype != np.int64 or array.shape != () or abs(int(array)) > _SCALE_RANGE:
-        raise DataError(f"{what}: {array.dtype} {list(array.shape)}: expected one integer within ±{_SCALE_RANGE}")
+def _number(array: np.ndarray, most: int, what: str) -> int:
+    if array.dtype != np.int64 or array.shape != () or abs(int(array)) > most:
+        raise DataError(f"{what}: {array.dtype} {list(array.shape)}: expected one integer within ±{most}")
     return int(array)

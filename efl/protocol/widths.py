@@ -9,7 +9,7 @@
     dY, for dX            follows from max|dY| 13                         the scale
     Z                     28                   28 + output bits           |Z| ≤ output_limit, refused beyond
 
-Hiding: the leader's new share covers Xᵀ·(lr·dY), which has ⌈log₂ B⌉ + 26 bits, by kV + sh = 67 + ⌈log₂ B⌉ bits: 41 more.
+Hiding: the leader's new share covers Xᵀ·(lr·dY), which has ⌈log₂ B⌉ + 26 bits, by its 62 + sh = 67 + ⌈log₂ B⌉: 41 more.
 Each slot of a sum keeps GUARD_BITS beyond its bound, so that what drifts out of it is met, before it can reach a
 neighbour.
 """
