@@ -30,10 +30,19 @@ def _blocks(bases: int, outputs: int, bits: int) -> tuple[int, ...]:
         return tuple(bases // count + (1 if i < bases % count else 0) for i in range(count))
 
     def cost(held: tuple[int, ...]) -> float:
-        entries = sum(1 << size for size in held) * _ENTRY
-        return entries + outputs * bits * (len(held) * _PRODUCT + _SQUARING)
+        return _cost(held, outputs, bits)
 
     return min((sizes(count) for count in range(-(-bases // _LARGEST), bases + 1)), key=cost)
+
+
+def _cost(sizes: tuple[int, ...], outputs: int, bits: int) -> float:
+    entries = sum(1 << size for size in sizes) * _ENTRY
+    return entries + outputs * bits * (len(sizes) * _PRODUCT + _SQUARING)
+
+
+def seconds(bases: int, outputs: int, bits: int) -> float:
+    """About how long ``multiexp`` takes, with a key of 2048 bits."""
+    return _cost(_blocks(bases, outputs, bits), outputs, bits) * 1e-6 if bases and outputs else 0.0
 
 
 def _subsets(block: Sequence[mpz], n: mpz) -> list[Split]:
