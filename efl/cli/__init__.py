@@ -6,6 +6,7 @@ import click
 
 import efl
 from efl.cli.certs import certs
+from efl.cli.keygen import keygen
 from efl.cli.run import run
 
 
@@ -16,4 +17,5 @@ def main() -> None:
 
 
 main.add_command(certs)
+main.add_command(keygen)
 main.add_command(run)
