@@ -7,6 +7,7 @@ computes here; otherwise worker processes do (``workers``), since products of la
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import pairwise
@@ -59,6 +60,7 @@ class Engine:
         self.progress: Progress = progress or (lambda part: None)
         self._count = default_workers() if workers is None else workers
         self._pool: Pool | None = None
+        self._pid, self._guard = os.getpid(), threading.Lock()
 
     @property
     def threads(self) -> int:
@@ -154,9 +156,12 @@ class Engine:
     def _workers(self) -> Pool | None:
         if not self._count:
             return None
-        if self._pool is None or not self._pool.is_here:
-            self._pool = acquire(self.public, self._count)
-        return self._pool
+        if os.getpid() != self._pid:  # forked: the pool, and perhaps the lock, are the other process's
+            self._pid, self._guard, self._pool = os.getpid(), threading.Lock(), None
+        with self._guard:
+            if self._pool is None:
+                self._pool = acquire(self.public, self._count)
+            return self._pool
 
     def _rows(self, elements: Sequence[mpz]) -> np.ndarray:
         return residues.to_rows(elements, residues.width_of(int(self.public.square)))
