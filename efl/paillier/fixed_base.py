@@ -22,10 +22,11 @@ class FixedBase:
       base: An element of Z*_{n²}.
       n: The modulus's root.
       bits: The longest exponent.
-      window: Bits of a window: 8 take 0.2 s and some 20 MiB at 2048 bits, 10 take 0.7 s and 70 MiB.
+      window: Bits of a window: 8 take 0.2 s and some 20 MiB at 2048 bits, 9 twice and 10 four times as much; a power
+        takes a tenth less with each.
     """
 
-    def __init__(self, base: mpz, n: mpz, bits: int, window: int = 8) -> None:
+    def __init__(self, base: mpz, n: mpz, bits: int, window: int = 9) -> None:
         self.bits, self._window, self._square = bits, window, n * n
         self._lows: list[list[mpz]] = []
         self._tails: list[list[mpz]] = []

@@ -68,7 +68,7 @@ class PublicKey:
 
     @functools.cached_property
     def masks(self) -> Masks:
-        """Where masks come from. A table of some 20 MiB is made with the first one."""
+        """Where masks come from. A table of some 40 MiB is made with the first one."""
         if not self.kind:
             _log.warning(
                 "public key %s was not made by efl: every encryption takes a full-length exponent, and some fifteen "

@@ -31,7 +31,7 @@ class Masks:
       window: Bits of a window of the table, see ``FixedBase``.
     """
 
-    def __init__(self, n: mpz, h: mpz | None, fresh_bits: int, window: int = 8) -> None:
+    def __init__(self, n: mpz, h: mpz | None, fresh_bits: int, window: int = 9) -> None:
         self._n, self._square, self.fresh_bits, self._window = n, n * n, fresh_bits, window
         self._base = None if h is None else powmod(h, n, self._square)
         self._table: FixedBase | None = None
