@@ -33,7 +33,7 @@ _LONG = 10.0  # seconds after which a job says, now and again, that it is at wor
 
 
 class Stale(Exception):
-    """The step of a job is over: nobody waits for it any more."""
+    """The step of a job is over: nobody waits for it any more. Or it cannot be completed."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +52,40 @@ class Message:
 
 
 class _Messages:
-    """What has come for a layer and was not taken; whoever waits for it is a job of ``epoch``."""
+    """What has come for a layer and was not taken; whoever waits for it is a job of ``epoch``.
+
+    Attributes:
+      epoch: Changes where steps are over.
+      ended: Nothing more will come in this step.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._held: dict[str, deque[np.ndarray]] = {}
-        self.epoch = 0
+        self.epoch, self.ended = 0, False
 
     def put(self, name: str, array: np.ndarray) -> None:
         with self._changed:
             self._held.setdefault(name, deque()).append(array)
             self._changed.notify_all()
 
-    def turn(self, forget: bool) -> None:
-        """Ends all jobs; with ``forget``, drops what they did not take."""
+    def end(self) -> None:
+        """Nothing more will come. What is here may be all that a job needs: the peer has said goodbye, say."""
         with self._changed:
-            self.epoch += 1
-            if forget:
-                self._held.clear()
+            self.ended = True
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Ends all jobs, and drops what they did not take."""
+        with self._changed:
+            self.epoch, self.ended = self.epoch + 1, False
+            self._held.clear()
             self._changed.notify_all()
 
     def take(self, name: str, epoch: int) -> np.ndarray:
         with self._changed:
-            self._changed.wait_for(lambda: self.epoch != epoch or self._held.get(name))
-            if self.epoch != epoch:
+            self._changed.wait_for(lambda: self.epoch != epoch or self.ended or self._held.get(name))
+            if self.epoch != epoch or not self._held.get(name):
                 raise Stale
             return self._held[name].popleft()
 
@@ -90,10 +100,10 @@ class _Sink:
         self._messages.put(self._short, array)
 
     def abort(self) -> None:
-        self._messages.turn(forget=False)
+        self._messages.end()
 
     def drain(self) -> None:
-        self._messages.turn(forget=True)
+        self._messages.drain()
 
 
 class Job:
@@ -119,13 +129,17 @@ class Job:
         return array
 
     def check(self, part: float = 0.0) -> None:
-        """Says now and again that this party is at work. Raises Stale where the step is over."""
-        if self._rounds.messages.epoch != self._epoch:
+        """Says now and again that this party is at work. Raises Stale where nothing can come of it."""
+        if not self.is_wanted() or (self._rounds.messages.ended and self._rounds.is_lost):
             raise Stale
         now = time.monotonic()
         if now - self._told > _LONG:
             self._told = now
             self._rounds.still_at_work(self, now - self._begun)
+
+    def is_wanted(self) -> bool:
+        """Whether its step still runs."""
+        return self._rounds.messages.epoch == self._epoch
 
 
 Work = Callable[[Job, Sequence[np.ndarray]], Sequence[np.ndarray]]
@@ -199,6 +213,11 @@ class Rounds:
         """Sends a message of a job."""
         self._communicator.exchange.send(self._state, self._wires[name], np.asarray(array, order="C"), step)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the run has failed."""
+        return self._communicator.exchange.is_lost
+
     def still_at_work(self, job: Job, seconds: float) -> None:
         """Tells the log and the peer."""
         before = f" (the last one took {self._last_seconds:.0f} s)" if self._last_seconds else ""
@@ -215,20 +234,19 @@ class Rounds:
             try:
                 results = work(job, values)
                 job.check()
-                self._communicator.exchange.give(self._state, job.step, list(zip(inboxes, results, strict=True)))
+                self._communicator.exchange.give(self._state, list(zip(inboxes, results, strict=True)), job.is_wanted)
                 self._last_seconds = time.monotonic() - begun
             except Stale:
-                pass
+                self._communicator.exchange.give_up(inboxes, job.is_wanted)
             except EflError as error:
-                self._failed(job, error)
+                self._failed(job, error, inboxes)
             except Exception as error:  # of ours, or of a library: the run must end with it, not wait for ever
                 _log.exception("layer %r failed in step %d of %s", self.name, job.step, self.scope.wire)
-                self._failed(job, ModelError(f"layer {self.name!r} failed: {type(error).__name__}: {error}"))
+                failed = ModelError(f"layer {self.name!r} failed: {type(error).__name__}: {error}")
+                self._failed(job, failed, inboxes)
             del job, work, values, inboxes
 
-    def _failed(self, job: Job, error: EflError) -> None:
-        try:
-            job.check()
-        except Stale:
-            return  # the step has failed for another reason, and this may be what came of it
-        self._communicator.exchange.fail(error)
+    def _failed(self, job: Job, error: EflError, inboxes: Sequence[Inbox]) -> None:
+        if job.is_wanted():  # else this may be what came of the reason for which it is not
+            self._communicator.exchange.fail(error)
+            self._communicator.exchange.give_up(inboxes, job.is_wanted)

@@ -165,7 +165,7 @@ class Exchange:
 
     def _abort_sinks(self) -> None:
         for scope in self._scopes.values():
-            for sink in scope.all_sinks:
+            for sink in scope.sinks:
                 sink.abort()
 
     def check_end(self) -> None:
@@ -317,14 +317,30 @@ class Exchange:
         channel.send(name, step, array, digest, self.timeout)
         scope.idle_since = time.monotonic()
 
-    def give(self, scope: Scope, step: int, results: Sequence[tuple[Sink, np.ndarray]]) -> None:
-        """Hands over what a thread of this party has computed for a step; nothing, where that step is over."""
+    def give(self, scope: Scope, results: Sequence[tuple[Sink, np.ndarray]], wanted: Callable[[], bool]) -> None:
+        """Hands over what a thread of this party has computed for the running step, where it is still ``wanted``.
+
+        A step of the same number may run after a recovery: who drains the sinks, as every end of a step does, has told
+        the thread that nothing is wanted any more.
+        """
         with self._delivery:
-            if self._bound and scope.running == step:
+            if self._bound and wanted():
                 for sink, array in results:
                     sink.put(array)
         with self._lock:
             scope.idle_since = time.monotonic()
+
+    def give_up(self, sinks: Sequence[Sink], wanted: Callable[[], bool]) -> None:
+        """A thread of this party cannot compute what a step waits for: the step fails, for the reason that is known."""
+        with self._delivery:
+            if self._bound and wanted():
+                for sink in sinks:
+                    sink.abort()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing that is still computed for a step can help it."""
+        return self._failed_hard
 
     def busy(self, scope: Scope, step: int) -> None:
         """This party computes, and has been for some time: neither it nor the peer is late."""
@@ -449,7 +465,7 @@ class Exchange:
                 flood = len(scope.peer_ends) > _MAX_AHEAD
                 abort = self._bound and scope.running is not None and scope.running >= step
             if abort:
-                for sink in scope.all_sinks:
+                for sink in scope.sinks:
                     sink.abort()
         if flood:
             self._refuse_flood(scope)

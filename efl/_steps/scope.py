@@ -33,7 +33,8 @@ class Scope:
     Attributes:
       wire: What the names of its messages begin with, such as ``train`` or ``eval:ctr``.
       sinks: Where its messages go.
-      own_sinks: Where goes what threads of this party compute for its steps.
+      own_sinks: Where goes what threads of this party compute for its steps. A failure does not abort these: the thread
+        may have all that it needs, and gives up where it has not.
       step: The last step that ended: completed, or burnt because somebody's data ended in it.
       running: The step under way, or None.
       peer_ends: Steps in which the peer's data ended, in order: a peer whose rounds are empty, or of one step, may be

@@ -33,7 +33,7 @@ HIDING_BITS = 40
 OUTPUT_BELL_BITS = 16  # deviation of what is added to Z, in units of 2^-28: 2.4e-4
 INPUT_GRADIENT_BELL_BITS = 16  # to dX, in units of dY's scale and W's: one unit of dY
 _BELL_BITS = 3  # it is below 2^(deviation + 3)
-_LEAST_BATCH_BITS = 6
+_LEAST_BATCH_BITS = 4
 
 
 class Kind(enum.Enum):
