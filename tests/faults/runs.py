@@ -108,7 +108,7 @@ from efl._steps.exchange import Exchange
 die("starting", "train", START)
 dies(Run, "_give_up_attempt", "losing", lambda run, lost: ("train", START), first=True)
 dies(Keeping, "restore", "restoring", lambda keeping, raw, position: ("train", position.trained))
-dies(Exchange, "send", "sent", lambda exchange, scope, name, array: (scope.wire, scope.running or 0))
+dies(Exchange, "send", "sent", lambda exchange, scope, name, array, *of_step: (scope.wire, scope.running or 0))
 if ROLE == "follower":
     dies(Exchange, "_put", "within", lambda ex, scope, sink, step, array: (scope.wire, step), first=True)
 
