@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +23,8 @@ PUBLIC_FILE, PRIVATE_FILE = "public_key.json", "private_key.json"
     "--fast",
     is_flag=True,
     help="Masks from a subgroup: encryption in two thirds of the time, decryption in a quarter. It assumes more than "
-    "Paillier's scheme does: that elements of a subgroup of 512 bits cannot be told from others.",
+    "Paillier's scheme does: that random elements of a subgroup, of an order of 512 bits, cannot be told from random "
+    "n-th powers; and the other party trusts the maker of the key that it was made so.",
 )
 @click.option(
     "--folder",
@@ -33,7 +36,7 @@ PUBLIC_FILE, PRIVATE_FILE = "public_key.json", "private_key.json"
 @click.option(
     "--show",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Make nothing; print the fingerprint of the key in this file.",
+    help="Make nothing; print size, kind and fingerprint of the public or private key in this file.",
 )
 def keygen(bits: int, fast: bool, folder: Path, force: bool, show: Path | None) -> None:
     """Make the keys of encrypted layers: public_key.json and private_key.json.
@@ -43,7 +46,7 @@ def keygen(bits: int, fast: bool, folder: Path, force: bool, show: Path | None) 
     """
     try:
         if show is not None:
-            click.echo(describe(load(show)))
+            click.echo(f"{show}: {describe(load(show))}")
             return
         private = generate(folder, bits, fast, force)
     except ConfigError as error:
@@ -71,44 +74,54 @@ def generate(folder: Path, bits: int, fast: bool, force: bool) -> PrivateKey:
       ConfigError: A file is there and ``force`` is False, it cannot be written, or ``bits`` are out of range.
     """
     paillier = _library()
-    files = folder / PRIVATE_FILE, folder / PUBLIC_FILE
-    for file in files:
-        if file.exists() and not force:  # before the work, and before either is touched
-            raise ConfigError(
-                f"{file} is there already, and what was encrypted for a key is lost with it: --force replaces both "
-                "files, --folder names another place"
-            )
-    private = paillier.PrivateKey.generate(bits, fast)
-    # In this order: a public key without its private one could be given away and used. A pair of which only one file
-    # was replaced is refused by the layers that read both.
-    private.save(files[0], overwrite=force)
-    private.public.save(files[1], overwrite=force)
+    private_file, public_file = folder / PRIVATE_FILE, folder / PUBLIC_FILE
+    # Before the work, and before either is touched. Links that lead nowhere count: they would stop the second write.
+    there = [str(file) for file in (public_file, private_file) if os.path.lexists(file)]
+    if there and not force:
+        raise ConfigError(
+            f"{' and '.join(there)}: there already, and what was encrypted for a key is lost with it. --force replaces "
+            "both files, --folder names another place"
+        )
+    private: PrivateKey = paillier.PrivateKey.generate(bits, fast)
+    # In this order, the old public key away first, whatever ends this between two steps leaves a private key alone: no
+    # pair that does not match, and no public key to give away that nobody can decrypt for. The file that is missing is
+    # noticed by whoever looks for it, and the one that is there by the next call.
+    try:
+        if force:  # and not one that another call has made meanwhile
+            public_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{public_file}: cannot be replaced ({error.strerror or error})") from None
+    private.save(private_file, overwrite=force)
+    private.public.save(public_file, overwrite=force)
     return private
 
 
-def load(file: Path) -> PublicKey:
-    """The public key of a key file of either kind.
+def load(file: Path) -> PublicKey | PrivateKey:
+    """The key of a file of either kind.
 
     Raises:
       ConfigError: It is none.
     """
     paillier = _library()
+    from efl.paillier import key_files  # which needs gmpy2
+
     try:
-        return paillier.PublicKey.load(file)
-    except ConfigError as error:
-        try:
-            return paillier.PrivateKey.load(file).public
-        except ConfigError as other:
-            raise (other if "public kind" not in str(other) else error) from None
+        key_files.read(file, key_files.PUBLIC)
+    except ConfigError:
+        return paillier.PrivateKey.load(file)
+    return paillier.PublicKey.load(file)
 
 
-def describe(public: PublicKey) -> str:
+def describe(key: PublicKey | PrivateKey) -> str:
     """One line for people to compare."""
-    kind = {"djn": "", "subgroup": ", with masks from a subgroup", "": ", not made by efl"}[public.kind]
-    return f"public key of {public.bits} bits{kind}, fingerprint: {public.fingerprint}"
+    from efl.paillier import PrivateKey
+
+    which, public = ("private", key.public) if isinstance(key, PrivateKey) else ("public", key)
+    masks = {"djn": "masks by short exponents", "subgroup": "masks from a subgroup", "": "not made by efl"}[public.kind]
+    return f"{which} key of {public.bits} bits, {masks}, fingerprint: {public.fingerprint}"
 
 
-def _library():  # type: ignore[no-untyped-def]  # a module
+def _library() -> ModuleType:
     try:
         import efl.paillier as paillier
     except ImportError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ _log = logging.getLogger("efl")
 _LARGEST_FILE = 1 << 16
 _LARGEST_NUMBER_BITS = 1 << 14
 PUBLIC, PRIVATE = "encrypt", "decrypt"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP)
 _KINDS = {PUBLIC: "public", PRIVATE: "private"}
 
 
@@ -69,15 +71,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], str]:
     where = str(path)
     try:
         with open(path, "rb") as file:
-            if kind == PRIVATE and os.name == "posix":
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                if mode & 0o077:
-                    _log.warning(
-                        "%s: the private key may be read by others (mode %o): chmod 600 it; who has read it can read "
-                        "all that was encrypted for it",
-                        where,
-                        mode,
-                    )
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(_LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(
@@ -92,9 +86,18 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], str]:
             raise ValueError
     except (ValueError, RecursionError):
         raise ConfigError(f"{where}: no Paillier key file (JSON with kty 'DAJ' was expected): damaged?") from None
-    if kind not in (fields.get("key_ops") or ()):
-        other = next((_KINDS[each] for each in _KINDS if each in (fields.get("key_ops") or ())), "unknown")
+    operations = fields.get("key_ops")
+    operations = operations if isinstance(operations, list) else []
+    if kind not in operations:
+        other = next((_KINDS[each] for each in _KINDS if each in operations), "unknown")
         raise ConfigError(f"{where}: this is a key of the {other} kind; expected the {_KINDS[kind]} key")
+    if kind == PRIVATE and os.name == "posix" and mode & 0o077:
+        _log.warning(
+            "%s: the private key may be read by others (mode %o): chmod 600 it; who has read it can read all that was "
+            "encrypted for it",
+            where,
+            mode,
+        )
     return fields, where
 
 
@@ -117,13 +120,25 @@ def write(path: str | os.PathLike[str], fields: dict[str, Any], kind: str, overw
             os.replace(draft, target)
         else:
             os.link(draft, target)  # fails where there is one, also one that was made meanwhile
+        _synchronise(target.parent)
     except FileExistsError:
         raise ConfigError(
             f"{target}: there is a file already, and what was encrypted for a key is lost with it; give another place, "
             "or overwrite=True to replace it"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{target}: the key cannot be written ({error.strerror or error})") from None
+        more = ": this file system has no hard links? Write it to another" if error.errno in _NO_LINKS else ""
+        raise ConfigError(f"{target}: the key cannot be written ({error.strerror or error}){more}") from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(draft)
+
+
+def _synchronise(folder: Path) -> None:
+    """Makes a rename outlive a power cut."""
+    with contextlib.suppress(OSError):  # some file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

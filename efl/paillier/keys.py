@@ -267,6 +267,8 @@ class PrivateKey:
         if public.kind == SUBGROUP:
             if orders is None:
                 raise ConfigError("private key: the orders of its masks are missing")
+            if any((each - 1) % (2 * order) for each, order in zip((p, q), map(mpz, orders)) if order) or 0 in orders:
+                raise ConfigError("private key: the orders of its masks are not those of its public key's h")
             self._halves = [_Half(public.n, each, 2 * mpz(order)) for each, order in zip((p, q), orders)]
             masked = public.masks.draw().finished(public.n, public.square)
             if any(powmod(masked, half.exponent, half.square) != 1 for half in self._halves):

@@ -206,8 +206,7 @@ def test_what_does_not_belong_together_is_refused_by_both(
 def test_keys_of_two_pairs_are_refused(folder: Path) -> None:
     leader, follower = scripts("dense")
     PrivateKey.generate(2048).public.save(folder / "theirs.json")
-    refused(
-        folder, leader.replace("public_key", "theirs"), follower, "encrypted/hetero/key")
+    refused(folder, leader.replace("public_key", "theirs"), follower, "encrypted/hetero/key")
     refused(folder, leader, follower.replace("'public_key", "'theirs"), "give the two files of one pair")
 
 

@@ -205,3 +205,22 @@ def test_a_private_key_does_not_show_itself() -> None:
     assert secret not in repr(private) and secret not in str(vars(private)["public"])
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(private)
+
+
+@pytest.mark.parametrize("operations", [5, "decrypt", None, {}])
+def test_a_file_whose_kind_is_nonsense_is_told(tmp_path: Path, operations: object) -> None:
+    path = tmp_path / "private_key.json"
+    key().save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "key_ops": operations}))
+    with pytest.raises(ConfigError, match="of the unknown kind; expected the private key"):
+        PrivateKey.load(path)
+
+
+@pytest.mark.parametrize("order", ["AA", "p"])
+def test_orders_of_a_subgroup_that_cannot_be(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "private_key.json"
+    key(2048, True).save(path)
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "a": fields["p"] if order == "p" else order}))
+    with pytest.raises(ConfigError, match="the orders of its masks are not those"):
+        PrivateKey.load(path)
