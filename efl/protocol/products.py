@@ -139,7 +139,7 @@ class _Dense(Products):
     def own_output(self, x: np.ndarray, share: np.ndarray) -> Plain:
         bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
         limbs, limb_bits = exact.matmul(x, bits, share - _SHARE_OFFSET)
-        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, w.OUTPUT_BELL_BITS)
+        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, self.widths.output_bell_bits)
         return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:
@@ -198,7 +198,7 @@ class _Elementwise(Products):
     def own_output(self, x: np.ndarray, share: np.ndarray) -> Plain:
         bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
         limbs, limb_bits = exact.multiply(x, bits, share - _SHARE_OFFSET)
-        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, w.OUTPUT_BELL_BITS)
+        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, self.widths.output_bell_bits)
         return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:

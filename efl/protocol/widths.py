@@ -30,7 +30,6 @@ SHARE_BITS = 62
 STEP_BITS = 13  # of learning_rate·dY and of dY, in magnitude
 GUARD_BITS = 4
 HIDING_BITS = 40
-OUTPUT_BELL_BITS = 16  # deviation of what is added to Z, in units of 2^-28: 2.4e-4
 INPUT_GRADIENT_BELL_BITS = 16  # to dX, in units of dY's scale and W's: one unit of dY
 _BELL_BITS = 3  # it is below 2^(deviation + 3)
 _LEAST_BATCH_BITS = 4
@@ -79,6 +78,15 @@ class Widths:
     # ---- Z
 
     @property
+    def output_bell_bits(self) -> int:
+        """Deviation of what is added to Z, in units of 2^-28: 2.4e-4 for a sum of products, else 4.9e-4.
+
+        Multiples of w, as x∘w are, show w by their period, unless it is lost in the noise: for |w| ≤ 2 it needs some
+        10^17 numbers under the same w. Sums of many have none.
+        """
+        return 16 if self.kind is Kind.DENSE else 17
+
+    @property
     def output_bits(self) -> int:
         """Fraction bits of Z."""
         return INPUT_BITS + WEIGHT_BITS
@@ -86,7 +94,7 @@ class Widths:
     @property
     def output_bound(self) -> int:
         """The largest magnitude of Z's integers."""
-        return (1 << (self.output_bits + self.output_limit_bits)) + (1 << (OUTPUT_BELL_BITS + _BELL_BITS))
+        return (1 << (self.output_bits + self.output_limit_bits)) + (1 << (self.output_bell_bits + _BELL_BITS))
 
     @property
     def output_slot_bits(self) -> int:
