@@ -249,3 +249,57 @@ def test_warnings_name_what_is_not_protected(folder: Path) -> None:
         assert "PrivacyWarning: an encrypted layer that multiplies each column by one weight" in output
         assert ".py:" in output.split("PrivacyWarning")[0].splitlines()[-1] and "efl/privacy" not in output
     assert "update_noise=False: changes nothing here" in results["follower"].output
+
+
+SLOW = """
+import time
+import efl._rounds
+from efl.paillier.engine import Engine
+efl._rounds._LONG = 0.3
+plain = Engine.matmul
+def matmul(self, *arguments):
+    end = time.monotonic() + 3.0
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        self.progress(0.5)
+    return plain(self, *arguments)
+Engine.matmul = matmul
+"""
+
+
+def test_a_long_step_says_so_and_nobodys_deadline_runs_out(folder: Path) -> None:
+    model = "efl.FederalModel(default_timeout_milliseconds=1500, scanning_interval_milliseconds=200)"
+    leader, follower = (text.replace("efl.FederalModel()", model) for text in scripts("dense"))
+    leader, follower = (
+        text.replace("train_and_evaluate(20, 2, max_iter=1)", "train(max_step=1)") for text in (leader, follower)
+    )
+    results = run_both(folder, SLOW + leader, follower)
+    told = results["leader"].output
+    assert "leader: layer 'hetero' has been computing for " in told and "in step 1 of train" in told
+    # The same, if the leader did not say that it is busy: the deadline of the follower is what it was.
+    silent = SLOW + "from efl._steps.exchange import Exchange\n"
+    silent += "Exchange.busy = lambda self, scope, step: None\n"
+    results = run_both(folder, silent + leader, follower, expect=None)
+    assert "DeadlineError" in results["follower"].output or "DeadlineError" in results["leader"].output
+
+
+TASKS = """
+batch = batches()
+def net(m, s):
+    h = dense(s['x'], 4, 5, ROLE, tf.tanh)
+    z = LAYER
+    return z if ROLE == "follower" else cross_entropy(s['label'], dense(z, 4, 3, 'top'))
+model = efl.FederalModel()
+for task in ("one", "two"):
+    model.input_fn(lambda m, mode: sample(m, batch, ROLE), task=task).loss_fn(net, task=task)
+    model.optimizer_fn(optimizer(0.5), task=task)
+model.compile().fit(efl.procedure_fn.cotrain(4, None, 2))
+"""
+
+
+def test_tasks_share_the_weights_of_a_layer(folder: Path) -> None:
+    passive, active = (text.replace(", START", "") for text in LAYERS["dense"])
+    run_both(folder, TASKS.replace("LAYER", f"{passive}(h)"), TASKS.replace("LAYER", f"{active}(h)"), end=SAVE)
+    leader, follower = load(folder / "leader.npz"), load(folder / "follower.npz")
+    assert leader["hetero/tag"].any() and np.array_equal(leader["hetero/tag"], follower["hetero/tag"])
+    assert np.abs(leader["hetero/share"] + follower["hetero/share"]).max() < 2**18  # W, below 4
