@@ -128,3 +128,19 @@ def test_every_benchmark_says_how_it_is_run(script):
     assert f"python benchmarks/{script} [" in told.stdout
     assert "--quick" in told.stdout
     assert "--record" in told.stdout
+
+
+def test_encrypted_steps_and_kernels_are_measured(benchmark_modules):
+    import _encrypted_steps
+    import paillier
+
+    from efl.protocol import Kind
+    from tests.paillier.keypairs import key
+
+    for kind in Kind:
+        pair = _encrypted_steps.Pair(key(), kind, 3, 3, 8, workers=0)
+        step = pair.step()
+        assert step.cpu > 0 and step.sent > 0 and step.error < 0.01
+        pair.close()
+    theirs = paillier.of_phe(key(), quick=True)
+    assert 0 < paillier.phe_step(theirs, 2, 2) < paillier.phe_step(theirs, 4, 4)
