@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 from collections import Counter
@@ -173,7 +174,10 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
     # Everything that reads a variable in this step is in the gate, metrics too, so no update can run ahead of a reader
     # of the old value.
     with tf.control_dependencies(gate):
-        applied = [optimizer.apply_gradients(pairs) for optimizer, pairs in updates]
+        applied = []
+        for optimizer, pairs in updates:
+            with optimizer.trusted() if gradients.is_private(optimizer) else contextlib.nullcontext():
+                applied.append(optimizer.apply_gradients(pairs))
         applied += [*model._layer_updates(scope), tf.no_op()]
     with tf.control_dependencies(applied):
         counted = tf.assign_add(model.global_step, 1)

@@ -49,6 +49,43 @@ def twice_in_a_batch(program: Program) -> str:
     return _first(program, "straddles")
 
 
+def shifted(program: Program) -> str:
+    """Why passes in different orders do not begin where batches do, whatever the batch size.
+
+    Args:
+      program: Of the task; its sample is built.
+
+    Returns:
+      The iterator and the reason; empty where there is none, or nobody can tell.
+    """
+    return _first(program, "shifted")
+
+
+def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
+    """Why a step may bring a row in more than one way.
+
+    Args:
+      targets: What the step computes.
+
+    Returns:
+      The reason, with what to do; empty where there is one source of rows at most.
+    """
+    behind = ancestors(*(target.op if isinstance(target, tf.Tensor) else target for target in targets))
+    queues = [op.name for op in behind if "Dequeue" in op.type and "efl_recv" not in op.name]
+    if queues:
+        return (
+            f"rows come out of a queue ({queues[0]}), and nobody knows how often one was put into it: read them with "
+            "tf.data, or with efl.data.DataIO"
+        )
+    read = sorted(op.name for op in behind if op.type.startswith("IteratorGetNext"))
+    if len(read) > 1:
+        return (
+            f"a step reads several batches ({', '.join(read[:3])}), and a row may be in more than one: read one, with "
+            "the columns of all (tf.data.Dataset.zip before repeat), and use its parts"
+        )
+    return ""
+
+
 def _first(program: Program, what: str) -> str:
     handles = () if program.sample is None else _readers.iterators_of(program)
     for handle in sorted(handles, key=lambda op: op.name):
@@ -77,6 +114,7 @@ class _Stream:
       counts: Whether it is numbers that others are joined with, rather than rows.
       twice: Why a row can come more than once in a pass.
       straddles: Why a batch can hold a row of two passes.
+      shifted: What makes passes begin inside of batches.
     """
 
     repeats: str = ""
@@ -84,6 +122,7 @@ class _Stream:
     counts: bool = False
     twice: str = ""
     straddles: str = ""
+    shifted: str = ""
 
     @classmethod
     def joined(cls, parts: Sequence[_Stream]) -> _Stream:
@@ -93,7 +132,8 @@ class _Stream:
             return next((getattr(part, name) for part in parts if getattr(part, name)), "")
 
         counts = bool(parts) and all(part.counts for part in parts)
-        return cls(first("repeats"), first("reorders"), counts, first("twice"), first("straddles"))
+        names = ("twice", "straddles", "shifted")
+        return cls(first("repeats"), first("reorders"), counts, *map(first, names))
 
 
 class _Walk:
@@ -127,6 +167,8 @@ class _Walk:
             return data if _number(op, 1) == 1 else replace(data, repeats=op.name)
         if kind.startswith("Shuffle"):
             return _shuffled(op, data)
+        if kind == "SkipDataset" and data.repeats and data.reorders:
+            return replace(data, shifted=f"{op.name} begins inside of a pass of {data.repeats}")
         if kind == "CacheDataset" and not data.repeats:
             return replace(data, reorders="")
         if kind == "WindowDataset":
@@ -164,7 +206,15 @@ class _Walk:
 
     def _zipped(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
         data = _Stream.joined(held)
-        if not all(each.repeats for each in held if not each.counts):
+        rows = [each for each in held if not each.counts]
+        again = [each.repeats for each in rows if each.repeats]
+        if again and len(rows) > 1:
+            return _because(
+                data,
+                f"{op.name} joins what {again[0]} repeats with other rows, of which there may be more or fewer: zip "
+                "first, then repeat",
+            )
+        if not all(each.repeats for each in rows):
             data = replace(data, repeats="")  # it ends with what does not repeat
         shared = _shared(_inputs(op))
         behind = [set(ancestors(tensor.op)) for tensor in _inputs(op)]

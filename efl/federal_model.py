@@ -272,13 +272,17 @@ class FederalModel(Model):
             )
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
-        read = self._communicator.send_after(scope, feature_tensors(sample))
+        features = feature_tensors(sample)
+        places = [f.indices for f in sample.features.values() if isinstance(f, tf.SparseTensor)]
+        for tensor in [*features, *places]:
+            tf.add_to_collection(f"efl_batch/{scope.wire}", tensor)  # see efl.privacy._beside
+        read = self._communicator.send_after(scope, features)
         self._with_batch.add(scope)
         for op in self._send_ops.get(scope, []):  # made before loss_fn or eval_fn was called
             op._add_control_inputs(read)
-        features = [feature for feature in sample.features.values() if feature.shape.rank != 0]
-        if features and not self._communicator.verifies_ids(scope):  # which count the rows
-            shape = features[0].dense_shape if isinstance(features[0], tf.SparseTensor) else tf.shape(features[0])
+        ranked = [feature for feature in sample.features.values() if feature.shape.rank != 0]
+        if ranked and not self._communicator.verifies_ids(scope):  # which count the rows
+            shape = ranked[0].dense_shape if isinstance(ranked[0], tf.SparseTensor) else tf.shape(ranked[0])
             self._send_ops.setdefault(scope, []).append(self._note_rows(scope, shape))
 
     def _note_rows(self, scope: TaskScope, shape: tf.Tensor) -> tf.Operation:

@@ -302,10 +302,12 @@ class Model(Definition):
         Raises:
           ModelError: Nothing was released with noise, or how often a row takes part is not known (``NUM_EXAMPLES``,
             ``BATCH_SIZE`` of ``opt_config``).
-          ConfigError: δ cannot be, or dp-accounting is not installed (the extra ``privacy``).
+          ConfigError: δ or ``further_steps`` cannot be, or dp-accounting is not installed (the extra ``privacy``).
         """
         from efl.privacy import _spent  # only who trains privately needs it
+        from efl.privacy.accounting import _checks
 
+        _checks.whole("privacy_spent", "further_steps", further_steps, 0)
         return _spent.privacy_spent(self, delta, accountant, further_steps)
 
     def get_weights(self) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -196,7 +196,7 @@ def add_noise(
 ) -> list[tf.Tensor]:
     """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together."""
     by_dtype: dict[tf.DType, list[int]] = {}
-    beside = Beside(values)
+    beside = Beside(values, terms.group.split("/")[0])
     for position, value in enumerate(values):
         by_dtype.setdefault(value.dtype, []).append(position)
     result: dict[int, tf.Tensor] = {}
@@ -301,7 +301,7 @@ def _reduced(objective: Objective, reduce: Reduce, rows: int) -> tuple[Objective
     if weights is None:
         raise ModelError(f"{objective.where}: what REDUCE returned does not depend on the losses")
     weights = tf.stop_gradient(tf.reshape(weights, [-1]))
-    return Objective(losses, objective.sent, objective.received, objective.where, weights), 1.0
+    return replace(objective, loss=losses, weights=weights), 1.0
 
 
 def _checked(gradients: PerExample, where: str) -> tf.Operation:

@@ -120,7 +120,7 @@ def _mechanisms(
         )
     batches = max(1, examples // batch if terms.get("drop_remainder") else math.ceil(examples / batch))
     stretch = [each for each in stream if each.terms.get("stretch") == terms.get("stretch")]
-    inside = bool(terms.get("inside")) or len(stretch) > 1
+    inside = bool(terms.get("inside")) or len(stretch) > 1 or bool(terms.get("shifted"))
     read, rows = sum(often.values()), phase.all_rows
     if len(stretch) > 1 and phase.first_step is not None and phase.last_step is not None:
         # Other phases may have taken steps in between, in which the input was read on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import tensorflow.compat.v1 as tf
@@ -53,6 +54,7 @@ def differentiate(
     config, where = model._opt_config, f"loss_fn of {name}"
     loss = program.loss_given if program.loss is not None else None
     objective = Objective(loss, [(item.name, item.tensor, item.gradient) for item in sent], list(received), where)
+    objective = replace(objective, sampled=_are_samples(program))
     size = config.batch_size or _batch_size(program)
     found: dict[Any, tf.Tensor] = {}
     first: PerExample | None = None
@@ -68,7 +70,8 @@ def differentiate(
                 "samples, whose size differs: leave num_microbatches out, so that each row is clipped by itself"
             )
         note_conditions(model, program, group, UPDATE, microbatched=microbatched)
-        made = _private_step.private_gradients(optimizer, objective, assignments[optimizer][0], terms)
+        with optimizer.trusted():
+            made = _private_step.private_gradients(optimizer, objective, assignments[optimizer][0], terms)
         found.update({v.ref(): g for g, v in made.pairs})
         first = first or made.gradients
         checked.append(made.checked)
@@ -171,12 +174,17 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
             f"opt_config BATCH_SIZE: {config.batch_size}, but the reader of {name} has batch_size={read[0]}, from "
             "which follows how often a row takes part: leave BATCH_SIZE out"
         )
+    several = _passes.several_sources(_targets(model, program))
     why = _passes.twice_in_a_pass(program)
-    if why:
+    if several:
+        more["comes_again"] = several
+    elif why:
         advice = "shuffle before you repeat, or use efl.data.DataIO"
         more["comes_again"] = f"a row can come more than once in a pass ({why}): {advice}"
     if _passes.twice_in_a_batch(program):
         more["straddles"] = True
+    if _passes.shifted(program):
+        more["shifted"] = True
     model._noise.conditions[group] = {
         "kind": kind,
         "batch_size": config.batch_size or _batch_size(program),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ConfigError
+from efl.privacy.accounting import _checks
 
 if TYPE_CHECKING:
     from efl.model import Model
@@ -42,8 +43,12 @@ class PrivacyHook(tf.train.SessionRunHook):
     def __init__(self, model: Model, delta: float, every: int = 100, target_epsilon: float | None = None) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ConfigError(f"PrivacyHook: every={every!r}: expected a positive number of steps")
-        if target_epsilon is not None and not (target_epsilon > 0 and math.isfinite(target_epsilon)):
-            raise ConfigError(f"PrivacyHook: target_epsilon={target_epsilon!r}: expected a positive number, or None")
+        if not callable(getattr(model, "privacy_spent", None)):
+            raise ConfigError(f"PrivacyHook: {model!r:.100} is no model: expected an efl.Model or efl.FederalModel")
+        _checks.delta_of("PrivacyHook", delta)
+        if target_epsilon is not None:
+            expected = "a positive number, or None"
+            _checks.real("PrivacyHook", "target_epsilon", target_epsilon, 0, expected, open_end=True)
         self._model, self._delta, self._every, self._target = model, delta, every, target_epsilon
         self._steps = 0
         self._left = 0  # steps that may be taken before it has to look again

@@ -48,7 +48,7 @@ class PrivateOptimizer:
       l2_norm_clip: The largest norm that one example, or one micro-batch, contributes; None with another mechanism.
       noise_multiplier: Standard deviation of the noise on the sum, in units of ``l2_norm_clip``.
       num_microbatches: Into how many parts of equal size a batch is cut, each clipped as one; None: one for each row.
-      made: The ops by which it computes and applies gradients.
+      made: The ops by which a model's step computes and applies gradients.
     """
 
     reads_backend_mode: ClassVar[bool] = True
@@ -57,6 +57,7 @@ class PrivateOptimizer:
     noise_multiplier: float | None = None
     num_microbatches: int | None = None
     made: frozenset[tf.Operation] = frozenset()
+    _for_model = False
 
     def compute_gradients(
         self,
@@ -133,7 +134,20 @@ class PrivateOptimizer:
         before = len(graph.get_operations())
         yield new
         new.update(graph.get_operations()[before:])
-        self.made |= new
+        if self._for_model:
+            self.made |= new
+
+    @contextmanager
+    def trusted(self) -> Iterator[None]:
+        """What is made inside is made by a model for its step, and so on gradients that are private and counted.
+
+        What a user lets the optimizer apply beside it need not be.
+        """
+        self._for_model = True
+        try:
+            yield
+        finally:
+            self._for_model = False
 
     def noise_source(self) -> NoiseSource:
         """Where noise comes from when the optimizer is used without a model: a seed of its own, and fresh each time."""
@@ -243,7 +257,7 @@ def checked_number(name: str, value: Any, least: float, may_be_least: bool) -> f
       ConfigError: It is none.
     """
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or number < least or (number == least and not may_be_least):

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from efl import _graph_checks
 from efl._graph import as_graph_tensor, mark_rowwise
+from efl._task_scope import current_task_scope
 from efl.errors import ModelError
 from efl.privacy._beside import Beside
 from efl.privacy.optimizers import checked_number
@@ -80,7 +81,7 @@ class GaussianRelease:
             "and for zeros under a logarithm, a root or a division. Numbers of that kind"
         )
         finite = _graph_checks.check(tf.equal(bad, 0), f"GaussianRelease of {tensor.op.name}", text, [bad], "privacy")
-        sent.beside = Beside([clipped])
+        sent.beside = Beside([clipped], current_task_scope().wire)
         with tf.control_dependencies([finite, *sent.beside.before]):
             noised = tf.numpy_function(sent.noised, [clipped, step], tensor.dtype, name="efl_release")
         mark_rowwise(noised)

@@ -21,6 +21,7 @@ from efl.errors import ConfigError
 _ROUNDING = 0.1
 _RENYI_PRECISION = 1e-12
 _FINEST, _COARSEST = 2e-6, 5e-3
+_LARGE = 100.0
 
 
 class Sampled(NamedTuple):
@@ -79,12 +80,16 @@ def epsilon_of(
       pure: Mechanisms of pure ε.
       overflow: η, summed over all samples.
       delta: The target.
-      accountant: ``"rdp"`` or ``"pld"``.
+      accountant: ``"rdp"`` or ``"pld"``; above an ε of 100 by the former, it is used for both.
 
     Returns:
       ε, and the order of Rényi divergence that gave it (None for PLD).
     """
-    ask = _rdp(sampled, pure) if accountant == "rdp" else _pld(sampled, pure)
+    ask = _rdp(sampled, pure)
+    # The grid of privacy losses is as long as the losses are large, and so is the time: where there is next to no
+    # privacy, Rényi's figure, an upper bound too, will do.
+    if accountant == "pld" and ask(delta)[0] <= _LARGE:
+        ask = _pld(sampled, pure)
     epsilon, order = ask(delta)
     while overflow > 0 and math.isfinite(epsilon):
         left = delta - overflow * (1 + math.exp(epsilon)) if epsilon < 700 else -1.0

@@ -188,6 +188,9 @@ class PureMechanism:
         _checks.whole("efl.privacy.PureMechanism", "participations", self.participations)
 
 
+_LEAST_NOISE = 1e-6  # a release with less costs an ε of 10^11 and more, of which nobody needs the digits
+
+
 def compute_epsilon(
     mechanisms: Sequence[Mechanism | PureMechanism],
     delta: float,
@@ -220,7 +223,7 @@ def compute_epsilon(
     check_words(where, relation, sampling, accountant)
     gaussian = [each for each in mechanisms if isinstance(each, Mechanism)]
     pure = [each for each in mechanisms if isinstance(each, PureMechanism)]
-    if any(each.noise_multiplier == 0 for each in gaussian):
+    if any(each.noise_multiplier < _LEAST_NOISE for each in gaussian):
         return Privacy(math.inf, None)
     if sampling == "none":
         return Privacy(_unamplified(gaussian, pure, delta, relation), None)

@@ -12,13 +12,13 @@ import tensorflow.compat.v1 as tf
 from efl._ends import End
 from efl._rounds import Job, Message, Rounds, Work
 from efl._task_scope import MODE, TaskScope, current_task_scope
+from efl.communicator import Communicator
 from efl.errors import ConfigError, ModelError
 from efl.privacy.optimizers import checked_number
 from efl.protocol.rounds import HEAD_BYTES, MESSAGES, TAG_BYTES, Form, Share
 from efl.protocol.widths import Kind
 
 if TYPE_CHECKING:
-    from efl.communicator import Communicator
     from efl.paillier import PublicKey
     from efl.paillier.engine import Engine
 
@@ -53,11 +53,12 @@ class EncryptedLayer:
         output_limit: float,
     ) -> None:
         what = type(self).__name__
-        if getattr(communicator, "federal_role", None) != role:
-            has = getattr(communicator, "federal_role", type(communicator).__name__)
+        if not isinstance(communicator, Communicator):
+            raise ConfigError(f"{what}: communicator={communicator!r:.80}: expected the communicator of a FederalModel")
+        if communicator.federal_role != role:
             raise ConfigError(
-                f"{what} is the {role}'s end of an encrypted layer, and this party is {has!r}: the follower, who holds "
-                "the private key, uses EncryptActive…, the leader EncryptPassive…"
+                f"{what} is the {role}'s end of an encrypted layer, and this party is {communicator.federal_role!r}: "
+                "the follower, who holds the private key, uses EncryptActive…, the leader EncryptPassive…"
             )
         if not isinstance(name, str) or not name.isidentifier():
             raise ConfigError(f"{what}: name={name!r}: expected letters, digits and underscores")
@@ -95,6 +96,11 @@ class EncryptedLayer:
             raise ModelError(
                 f"{type(self).__name__} {self._name!r} is called outside of loss_fn and eval_fn: its messages belong "
                 "to the steps of a model"
+            )
+        if any(end.name == self._name for end in self._communicator.ends.get(scope, [])):
+            raise ModelError(
+                f"encrypted layer {self._name!r} exists already in {scope}: call a layer once per task and mode, "
+                "and give each layer of a model a name of its own"
             )
         return scope
 

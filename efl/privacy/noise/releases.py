@@ -43,11 +43,12 @@ class Releases:
     process gives its stream, and a number that is counted up in it. No two draws share a key, whatever is lost or
     rolled back.
 
-    With one exception: a release that is identical to an earlier one (same group, step, clip, multiplier, rows and
-    *values*, compared by a digest under the seed) gets the noise that the earlier one had, which the ledger knows. So a
-    step that is taken again after a recovery tells nothing new, and is counted once. Were noise to follow from the step
-    alone, a peer that makes us repeat a step with another activation would subtract the two answers and have their
-    exact difference. Were it to follow from the digest, it could not be drawn before the values are there.
+    With one exception: a release that is identical to an earlier one (same group, step, clip, multiplier, rows,
+    stretch of the input and *values*, compared by a digest under the seed) gets the noise that the earlier one had,
+    which the ledger knows. So a step that is taken again after a recovery tells nothing new, and is counted once. Were
+    noise to follow from the step alone, a peer that makes us repeat a step with another activation would subtract the
+    two answers and have their exact difference. Were it to follow from the digest, it could not be drawn before the
+    values are there.
     """
 
     def __init__(self, seed: Seed, ledger: Ledger) -> None:
@@ -97,9 +98,13 @@ class Releases:
         if values.dtype not in (np.float32, np.float64):
             raise ConfigError(f"noise for {values.dtype} ({group}): expected float32 or float64")
         held = np.ascontiguousarray(values)
-        what = [VERSION, group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape, beside.hex()]
+        # Only within a stretch of steps in which the input was read on and on is a step again about the same rows.
+        stretch = (conditions or {}).get("stretch")
+        what = [VERSION, group, step, clip, noise_multiplier, rows, held.dtype.str, held.shape, beside.hex(), stretch]
         terms = {**(conditions or {}), "group": group, "clip": clip, "noise_multiplier": noise_multiplier}
-        digest = self._digest(json.dumps(what).encode(), held) if tables is None else os.urandom(16)
+        # Evaluation takes one step after the other of the same number: nothing there is a step that is taken again.
+        repeatable = tables is None and not terms.get("in_each")
+        digest = self._digest(json.dumps(what).encode(), held) if repeatable else os.urandom(16)
         drawn = self.ledger.enter(terms, step, rows, digest, self._ahead.next())
         deviation = clip * noise_multiplier
         if deviation == 0.0:

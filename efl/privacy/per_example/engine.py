@@ -31,6 +31,7 @@ class Objective:
       received: (name, tensor) of tensors ``[B, …]`` whose gradient goes back.
       where: What the loss is of, for messages.
       weights: ``[B]``, by what each loss is multiplied; None: by one.
+      sampled: Whether the rows are a Poisson sample, so that how many there are is no public number.
     """
 
     loss: tf.Tensor | None
@@ -38,6 +39,7 @@ class Objective:
     received: Sequence[tuple[str, tf.Tensor]] = ()
     where: str = "the loss"
     weights: tf.Tensor | None = None
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def _walk(objective: Objective) -> tuple[Walk, list[tf.Tensor], tf.Tensor | None
     named = [] if loss is None else [(objective.where, loss)]
     named += [(f"the sent tensor {name!r}", tensor) for name, tensor, _ in objective.sent]
     targets = [tensor for _, tensor in named]
-    walk = Walk(targets, [tensor for _, tensor in objective.received])
+    walk = Walk(targets, [tensor for _, tensor in objective.received], objective.sampled)
     for what, tensor in named:
         _check_target(what, tensor, walk)
     return walk, targets, loss
@@ -367,7 +369,16 @@ def _plan(
     return _Plan(uses, together, product, direct)
 
 
+_HALF = (tf.float16, tf.bfloat16)
+
+
 def _check_real(variable: tf.Variable, meeting: Meeting, output: tf.Tensor) -> None:
+    if meeting.op.inputs[meeting.index].dtype in _HALF or output.dtype in _HALF:
+        raise ModelError(
+            f"{variable.op.name}: {meeting.op.name!r} ({meeting.op.type}) computes with it in half precision, where "
+            "the sum over the rows of a batch is rounded, by more than a row may change, before noise is added: cast "
+            "to float32 where a variable meets rows"
+        )
     if variable.dtype.is_complex or meeting.op.inputs[meeting.index].dtype.is_complex or output.dtype.is_complex:
         raise ModelError(
             f"{variable.op.name}: {meeting.op.name!r} ({meeting.op.type}) makes complex numbers of it and of rows, and "

@@ -20,8 +20,8 @@ class _CannotTell(Exception):
 class _Branch(Walk):
     """The layouts inside of a branch, which is a function: of the batch it knows what its arguments tell."""
 
-    def __init__(self, graph: tf.Graph, layouts: Sequence[Layout]) -> None:
-        self.static_size = None
+    def __init__(self, graph: tf.Graph, layouts: Sequence[Layout], sampled: bool) -> None:
+        self.static_size, self.sampled = None, sampled
         self.expectations = []
         self._layouts = {tensor.ref(): layout for tensor, layout in zip(graph.inputs, layouts, strict=True)}
         self._parts = {}
@@ -58,7 +58,7 @@ def _conditional(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout
 
         graphs = cond_v2.get_func_graphs(op)
         given = [replace(layout, elements=None) if isinstance(layout, Rows) else layout for layout in ins[1:]]
-        either, other = ([_Branch(g, given).layout(t) for t in g.outputs] for g in graphs)
+        either, other = ([_Branch(g, given, walk.sampled).layout(t) for t in g.outputs] for g in graphs)
     except ModelError:  # a gradient of the user's own
         raise
     # A rule that makes tensors of what it is handed cannot do so from inside of a branch.

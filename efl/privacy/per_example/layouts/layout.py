@@ -19,6 +19,17 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class Sizes(Shared):
+    """Numbers that may say how large something is, and nothing else: they follow from rows.
+
+    Attributes:
+      what: They are, for messages.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Rows:
     """Axis ``axis`` holds the examples: its index is ``(before_index * B + example) * within + within_index``.
 

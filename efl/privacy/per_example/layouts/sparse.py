@@ -10,7 +10,6 @@ import tensorflow.compat.v1 as tf
 
 from efl.privacy.per_example.layouts.layout import (
     EXAMPLES,
-    SHARED,
     Layout,
     Mixed,
     Partition,
@@ -20,8 +19,12 @@ from efl.privacy.per_example.layouts.layout import (
     Role,
     Rows,
     Shared,
+    Sizes,
 )
 from efl.privacy.per_example.layouts.walk import Walk, rule
+
+# Of a batch of sparse rows the shape says how long the longest of them is.
+_LONGEST = Sizes("how long the longest sparse row of a batch is")
 
 
 @rule("DeserializeSparse")
@@ -40,7 +43,7 @@ def _sparse(op: tf.Operation, indices: tf.Tensor, shape: tf.Tensor, walk: Walk) 
         walk.size,
     )
     part = Partition(indices[:, 0])
-    return [Ragged(part, Role.INDICES), Ragged(part), SHARED]
+    return [Ragged(part, Role.INDICES), Ragged(part), _LONGEST]
 
 
 @rule("SparseReshape")
@@ -54,7 +57,7 @@ def _sparse_reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Lay
         tf.reduce_all(tf.equal(op.outputs[0][:, 0], layout.part.owner)),
         f"{op.name!r} (SparseReshape) moves entries from one example to another",
     )
-    return [layout, SHARED]
+    return [layout, _LONGEST]
 
 
 @rule("SparseFillEmptyRows")
