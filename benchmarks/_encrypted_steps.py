@@ -19,6 +19,7 @@ from efl.protocol import ActiveLayer, Kind, PassiveLayer
 from efl.protocol.rounds import Share, first_share
 
 RATE = 0.05
+Messages = queue.SimpleQueue[tuple[str, np.ndarray]]
 
 
 class Step(NamedTuple):
@@ -40,8 +41,9 @@ class Step(NamedTuple):
 class _Line:
     """One end of a channel within a process."""
 
-    def __init__(self, out: queue.SimpleQueue, come: queue.SimpleQueue) -> None:
-        self._out, self._come, self._held, self.sent = out, come, {}, 0
+    def __init__(self, out: Messages, come: Messages) -> None:
+        self._out, self._come, self.sent = out, come, 0
+        self._held: dict[str, np.ndarray] = {}
 
     def send(self, name: str, array: np.ndarray) -> None:
         self.sent += array.nbytes
@@ -98,7 +100,7 @@ class Pair:
         batch, inputs, outputs = self._shape
         x = np.clip(self._rng.normal(size=(batch, inputs)), -8, 8)
         gradient = self._rng.normal(size=(batch, outputs)) / batch
-        one, two = queue.SimpleQueue(), queue.SimpleQueue()
+        one, two = Messages(), Messages()
         follower, leader = _Line(one, two), _Line(two, one)
         mine, theirs = self._shares
         weights = (mine.values + theirs.values) * 2.0**-16

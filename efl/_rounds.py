@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from efl.communicator import Communicator
 
 _log = logging.getLogger("efl")
-_LONG = 10.0  # seconds after which a job says, now and again, that it is at work
+_LONG = 10.0  # seconds after which a job says, now and again, that it is at work; sooner where deadlines are short
 
 
 class Stale(Exception):
@@ -133,7 +133,7 @@ class Job:
         if not self.is_wanted() or (self._rounds.messages.ended and self._rounds.is_lost):
             raise Stale
         now = time.monotonic()
-        if now - self._told > _LONG:
+        if now - self._told > min(_LONG, self._rounds.deadline / 3):
             self._told = now
             self._rounds.still_at_work(self, now - self._begun)
 
@@ -212,6 +212,11 @@ class Rounds:
     def send(self, name: str, array: np.ndarray, step: int) -> None:
         """Sends a message of a job."""
         self._communicator.exchange.send(self._state, self._wires[name], np.asarray(array, order="C"), step)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which a party that hears nothing gives up."""
+        return self._communicator.exchange.timeout
 
     @property
     def is_lost(self) -> bool:

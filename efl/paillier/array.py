@@ -344,7 +344,7 @@ class EncryptedArray:
             for base in bases:
                 common = common * base % square
             without = invert(powmod(common, offset, square), square)
-            products = multiexp(list(bases), exponents, bits, n)
+            products = multiexp(list(bases), exponents, bits, n, self.public.masks.draw().finished(n, square))
             rows.append([product.finished(n, square) * without % square for product in products])
         shape = (layout.shape[0], matrix.shape[1])
         made = _objects([cell for row in rows for cell in row], (len(rows), matrix.shape[1]))

@@ -6,6 +6,7 @@ computes here; otherwise worker processes do (``workers``), since products of la
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,8 @@ class Engine:
         """
         pool = self._workers()
         bases, outputs = exponents.shape
-        parts = _split(len(groups), bases, outputs, bits, 1 if pool is None else self._count)
+        scale = (self.public.bits / 2048) ** 2
+        parts = _split(len(groups), bases, outputs, bits, 1 if pool is None else self._count, _PIECE_SECONDS / scale)
         found: list[list[Product]]
         if pool is None:
             found = []
@@ -177,9 +179,12 @@ class Engine:
         """The workers' answers, in order. Whatever ends it drops what was not begun."""
         pool = self._workers()
         assert pool is not None
-        futures: list[Future[list[np.ndarray]]] = [pool.submit(*request) for request in requests]
-        waiting = set(futures)
+        futures: list[Future[list[np.ndarray]]] = []
+        waiting: set[Future[list[np.ndarray]]] = set()
         try:
+            for request in requests:
+                futures.append(pool.submit(*request))
+                waiting.add(futures[-1])
             while waiting:
                 done, waiting = wait(waiting, _TELL_SECONDS, FIRST_COMPLETED)
                 for each in done:
@@ -199,13 +204,15 @@ def _slices(count: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
 
-def _split(groups: int, bases: int, outputs: int, bits: int, workers: int) -> list[tuple[int, slice, slice]]:
+def _split(
+    groups: int, bases: int, outputs: int, bits: int, workers: int, most: float = _PIECE_SECONDS
+) -> list[tuple[int, slice, slice]]:
     """Cuts products of several groups into pieces: (group, bases, outputs) of each.
 
     Whole groups are cheapest: a table serves all outputs, squarings serve all bases. Long ones are cut by outputs. What
     is left over when all workers have had the same number is cut by bases, so that none waits for another.
     """
-    cuts = max(1, min(outputs, round(multiexp.seconds(bases, outputs, bits) / _PIECE_SECONDS)))
+    cuts = max(1, min(outputs, math.ceil(multiexp.seconds(bases, outputs, bits) / most)))
     edges = np.linspace(0, outputs, cuts + 1).astype(int).tolist()
     whole = [(g, slice(0, bases), slice(a, b)) for g in range(groups) for a, b in pairwise(edges)]
     left = len(whole) % workers

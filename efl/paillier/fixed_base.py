@@ -9,6 +9,8 @@ from ``bits`` alone.
 
 from __future__ import annotations
 
+from operator import getitem
+
 import gmpy2
 from gmpy2 import mpz
 
@@ -46,11 +48,15 @@ class FixedBase:
         Args:
           exponent: At least 0.
           bits: Of the longest exponent of its kind, at most the table's.
+
+        Raises:
+          ValueError: The table is too short: what it lacks would be left out, and a mask be too weak.
         """
-        square, head, tail = self._square, mpz(1), mpz(0)
+        if bits > self.bits or exponent >> bits:
+            raise ValueError(f"an exponent of {max(bits, int(exponent).bit_length())} bits, a table of {self.bits}")
+        square, head = self._square, mpz(1)
         digits = gmpy2.unpack(mpz(exponent), self._window)
         digits += [0] * (-(-bits // self._window) - len(digits))
-        for digit, lows, tails in zip(digits, self._lows, self._tails):
-            head = head * lows[digit] % square
-            tail += tails[digit]
-        return Product(head, tail)
+        for low in map(getitem, self._lows, digits):  # as many as there are digits: the table may be longer
+            head = head * low % square
+        return Product(head, sum(map(getitem, self._tails, digits), mpz(0)))

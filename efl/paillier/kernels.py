@@ -27,8 +27,8 @@ def masks(public: PublicKey, count: int, bits: int) -> list[mpz]:
 
 
 def products(public: PublicKey, bases: Sequence[mpz], exponents: np.ndarray, bits: int) -> list[Product]:
-    """Π bases[i] ** exponents[i, j] for all j; see ``multiexp``."""
-    return multiexp(bases, exponents, bits, public.n)
+    """Encryptions of what Π bases[i] ** exponents[i, j] encrypts, for all j; see ``multiexp``."""
+    return multiexp(bases, exponents, bits, public.n, _blank(public))
 
 
 def powers(public: PublicKey, bases: Sequence[mpz], exponents: Sequence[int]) -> list[mpz]:
@@ -49,4 +49,8 @@ def spread(public: PublicKey, base: mpz, digits: np.ndarray, digit_bits: int, sl
     bases, step = [base], mpz(1) << slot_bits
     for _ in range(1, len(digits)):
         bases.append(powmod(bases[-1], step, public.square))
-    return multiexp(bases, digits, digit_bits, public.n)
+    return multiexp(bases, digits, digit_bits, public.n, _blank(public))
+
+
+def _blank(public: PublicKey) -> mpz:
+    return public.masks.draw().finished(public.n, public.square)

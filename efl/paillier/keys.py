@@ -327,6 +327,11 @@ class PrivateKey:
         p, q = (half.prime for half in self._whole)
         return [b + q * ((a - b) * self._q_inverse % p) for a, b in zip(left, right)]
 
+    def derived_secret(self, purpose: bytes) -> bytes:
+        """32 bytes that follow from the key and a purpose, and tell nothing of the key."""
+        primes = sorted(int(half.prime) for half in self._whole)
+        return hashlib.sha256(purpose + b"".join(prime.to_bytes(1024, "little") for prime in primes)).digest()
+
     # ---- files
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:

@@ -52,10 +52,12 @@ class Masks:
         """
         length = max(bits or 0, self.fresh_bits)
         if self._base is not None:
-            if self._table is None or self._table.bits < length:
+            table = self._table  # another thread may put a smaller one there
+            if table is None or table.bits < length:
                 # What is computed is masked by up to some 100 bits more, seldom by all that there are.
-                self._table = FixedBase(self._base, self._n, max(length, self.fresh_bits + 128), self._window)
-            return self._table.power(secrets.randbits(length), length)
+                table = FixedBase(self._base, self._n, max(length, self.fresh_bits + 128), self._window)
+                self._table = table
+            return table.power(secrets.randbits(length), length)
         while True:
             r = mpz(secrets.randbelow(int(self._n)))
             if r and gcd(r, self._n) == 1:

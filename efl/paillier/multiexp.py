@@ -4,7 +4,7 @@ Bases are taken in blocks, and for each block a table of the products of all its
 exponents of a block then picks one entry (Pippenger's method with subsets; Lim and Lee, CRYPTO '94). Squarings are
 shared by all bases, tables by all j. Exponents are not negative: whoever has signed ones adds an offset to all, and
 takes it off in the plaintext. How long it takes follows from shapes and from the number of bits, not from the
-exponents: the empty subset is multiplied as any other.
+exponents: the empty subset is multiplied as any other, and stands for a number of full width (``blank``).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def seconds(bases: int, outputs: int, bits: int) -> float:
     return _cost(_blocks(bases, outputs, bits), outputs, bits) * 1e-6 if bases and outputs else 0.0
 
 
-def _subsets(block: Sequence[mpz], n: mpz) -> list[Split]:
-    """The products of all subsets of some bases; bit i of an index says whether base i is in it."""
-    products = [ONE]
+def _subsets(block: Sequence[mpz], n: mpz, blank: Split) -> list[Split]:
+    """The products of all subsets of some bases, times ``blank``; bit i of an index says whether base i is in it."""
+    products = [blank]
     for base in block:
         alone = Split.of(base, n)
         products += [product.times(alone, n) for product in products]
@@ -65,7 +65,7 @@ def _picks(exponents: np.ndarray, sizes: Sequence[int], bits: int) -> Iterator[l
         yield (np.add.reduceat(chosen, [0, *ends[:-1]], axis=1) + offsets).tolist()
 
 
-def multiexp(bases: Sequence[mpz], exponents: np.ndarray, bits: int, n: mpz) -> list[Product]:
+def multiexp(bases: Sequence[mpz], exponents: np.ndarray, bits: int, n: mpz, blank: mpz | None = None) -> list[Product]:
     """Π bases[i] ** exponents[i, j] for all j.
 
     Args:
@@ -73,6 +73,8 @@ def multiexp(bases: Sequence[mpz], exponents: np.ndarray, bits: int, n: mpz) -> 
       exponents: uint64 ``[len(bases), outputs]``, each below 2**bits.
       bits: 1 to 64.
       n: The modulus's root.
+      blank: An encryption of zero, which stands for the empty subset: the results are encryptions of the same under
+        other masks. None: a one, which is multiplied in less time than others, and so tells how many bits are zero.
 
     Returns:
       One product for each output.
@@ -83,9 +85,9 @@ def multiexp(bases: Sequence[mpz], exponents: np.ndarray, bits: int, n: mpz) -> 
     sizes = _blocks(len(bases), outputs, bits)
     lows: list[mpz] = []
     tails: list[mpz] = []
-    first = 0
+    empty, first = ONE if blank is None else Split.of(blank, n), 0
     for size in sizes:
-        table = _subsets(bases[first : first + size], n)
+        table = _subsets(bases[first : first + size], n, empty)
         lows += [entry.low for entry in table]
         tails += [entry.tail for entry in table]
         first += size

@@ -140,7 +140,7 @@ class PrivatePaillier(PublicPaillier):
 
     def __init__(self, engine: Engine, private: PrivateKey) -> None:
         super().__init__(engine)
-        self._private = private
+        self._private, self.secret = private, private.derived_secret(b"efl rounds")
 
     def decrypt(self, rows: np.ndarray, groups: int, m: int, what: str) -> np.ndarray:
         """See ``efl.protocol.scheme``."""

@@ -58,10 +58,11 @@ class _Process:
     def __init__(self, public: PublicKey) -> None:
         import efl
 
-        # -I: neither the working folder nor the environment decides what it imports; these are looked at last.
+        # -I -S: neither the working folder, nor the environment, nor what is installed decides what it imports, but the
+        # standard library and, after it, the folders from which this program has these.
         where = [str(Path(module.__file__ or "").resolve().parents[1]) for module in (efl, np, gmpy2)]
         self._popen = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BEGIN, str(os.getpid()), *dict.fromkeys(where)],
+            [sys.executable, "-I", "-S", "-c", _BEGIN, str(os.getpid()), *dict.fromkeys(where)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
@@ -69,11 +70,18 @@ class _Process:
         )
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._requests, self._answers = self._popen.stdin.fileno(), self._popen.stdout.fileno()
-        frames.write(self._requests, *key_frame(public))
+        try:
+            frames.write(self._requests, *key_frame(public))
+        except OSError:
+            raise OSError(self.end()) from None
 
     def ask(self, request: _Request) -> tuple[dict[str, Any], Arrays]:
         frames.write(self._requests, request.header, request.arrays)
         return frames.read(self._answers)
+
+    def kill(self) -> None:
+        """Ends it while another thread waits for its answer, which then gets none."""
+        self._popen.kill()
 
     def end(self) -> str:
         """Ends it; says how it ended."""
@@ -106,8 +114,10 @@ class Pool:
         self._ahead: deque[int] = deque()  # bits of masks to be made, a piece each
         self._ready: dict[int, list[mpz]] = {}
         self._target: dict[int, int] = {}
+        self._reached: set[int] = set()  # targets that were, since they were set
         self._closed = False
-        self._serving = count
+        self._serving, self._dead = count, ""
+        self._processes: set[_Process] = set()
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -122,21 +132,26 @@ class Pool:
         request = _Request(header, arrays)
         with self._changed:
             if self._closed:
-                raise WorkerError("the worker processes were closed")
+                raise WorkerError(_CLOSED)
             if not self._serving:
-                raise WorkerError(_DEAD)
+                raise WorkerError(self._dead)
             self._waiting.append(request)
             self._changed.notify()
         return request.future
 
     def take_masks(self, count: int, bits: int) -> list[mpz]:
         """Up to ``count`` masks that are ready. Each is given out once: two ciphertexts under one mask tell their
-        difference. What was missing is made ahead next time."""
+        difference. What was missing is made ahead next time, if there was time for all that was to be made so far."""
         with self._changed:
             ready = self._ready.setdefault(bits, [])
+            if self._missing(bits) < _AHEAD_PIECE:
+                self._reached.add(bits)
             taken = [ready.pop() for _ in range(min(count, len(ready)))]
-            most = _AHEAD_BYTES // residues.width_of(int(self.public.square)) // max(1, len(self._ready))
-            self._target[bits] = min(most, self._target.get(bits, 0) + count - len(taken))
+            if len(taken) < count and bits in self._reached:
+                # Where workers never rest, more to be made ahead would only heap up.
+                most = _AHEAD_BYTES // residues.width_of(int(self.public.square)) // len(self._ready)
+                self._target[bits] = min(most, self._target.get(bits, 0) + count - len(taken))
+                self._reached.discard(bits)
             self._plan()
         return taken
 
@@ -144,19 +159,23 @@ class Pool:
         """Ends the workers, and what they are computing."""
         with self._changed:
             self._closed = True
-            waiting = list(self._waiting)
+            waiting, processes = list(self._waiting), list(self._processes)
             self._waiting.clear()
             self._ready.clear()
             self._changed.notify_all()
+        for process in processes:
+            process.kill()
         for request in waiting:
-            request.future.cancel()
+            _fail(request, _CLOSED)
+
+    def _missing(self, bits: int) -> int:
+        return self._target.get(bits, 0) - len(self._ready[bits])
 
     def _plan(self) -> None:
-        """Orders what is missing to have as many masks ready as the last step took."""
+        """Orders what is missing to have as many masks ready as a step takes."""
         self._ahead.clear()
-        for bits, target in self._target.items():
-            missing = target - len(self._ready.get(bits, ()))
-            self._ahead.extend([bits] * (missing // _AHEAD_PIECE))
+        for bits in self._target:
+            self._ahead.extend([bits] * (self._missing(bits) // _AHEAD_PIECE))
         self._changed.notify_all()
 
     # ---- the threads
@@ -171,11 +190,12 @@ class Pool:
             asked = request or _Request({"op": "masks", "count": _AHEAD_PIECE, "bits": bits}, [])
             try:
                 if process is None or process.is_gone:
-                    process = _Process(self.public)
+                    self._end(process)
+                    process = self._start()
                 header, arrays = process.ask(asked)
                 losses = 0
-            except (OSError, EOFError, ValueError) as error:
-                how = f"it could not be started: {error}" if process is None else process.end()
+            except Exception as error:  # whatever it is, somebody waits for the request
+                how = f"{type(error).__name__}: {error}" if process is None else self._end(process)
                 process, losses = None, losses + 1
                 if self._lost(request, how, losses):
                     return
@@ -188,8 +208,22 @@ class Pool:
                 with self._changed:
                     if not self._closed:
                         self._ready.setdefault(bits, []).extend(residues.from_rows(arrays[0]))
-        if process is not None:
-            process.end()
+        self._end(process)
+
+    def _start(self) -> _Process:
+        process = _Process(self.public)
+        with self._changed:
+            self._processes.add(process)
+            if self._closed:  # meanwhile, by somebody who did not see it
+                process.kill()
+        return process
+
+    def _end(self, process: _Process | None) -> str:
+        if process is None:
+            return ""
+        with self._changed:
+            self._processes.discard(process)
+        return process.end()
 
     def _next(self) -> tuple[_Request | None, int | None]:
         with self._changed:
@@ -199,7 +233,7 @@ class Pool:
                     return None, None
                 if self._waiting:
                     request = self._waiting.popleft()
-                    if request.attempts or request.future.set_running_or_notify_cancel():
+                    if request.future.running() or request.future.set_running_or_notify_cancel():
                         return request, None
                 else:
                     return None, self._ahead.popleft()
@@ -208,28 +242,42 @@ class Pool:
         """A worker has died. Returns whether its place in the pool is given up."""
         with self._changed:
             if self._closed:
+                if request is not None:
+                    _fail(request, _CLOSED)
                 return True
-            _log.warning("a worker process of encryption has died (%s); another takes its place", how)
+            given_up = losses >= _LOSSES
+            what_now = "it was the last of several" if given_up else "another takes its place"
+            _log.warning("a worker process of encryption has died (%s); %s", how, what_now)
             again = request is not None and request.attempts + 1 < _ATTEMPTS
             if again:
                 assert request is not None
                 request.attempts += 1
                 self._waiting.appendleft(request)
-            given_up = losses >= _LOSSES
             failed = []
             if given_up:
                 self._serving -= 1
                 if not self._serving:
+                    self._dead = f"{_DEAD} (the last one: {how})"
                     failed = list(self._waiting)
                     self._waiting.clear()
             self._changed.notify_all()
         if request is not None and not again:
             request.future.set_exception(WorkerError(f"{_TWICE} ({how})"))
         for each in failed:
-            each.future.set_exception(WorkerError(_DEAD))
+            _fail(each, self._dead)
         return given_up
 
 
+def _fail(request: _Request, why: str) -> None:
+    """Ends a request that no worker has, or has any more."""
+    if request.future.running() or request.future.set_running_or_notify_cancel():
+        request.future.set_exception(WorkerError(why))
+
+
+_CLOSED = (
+    "the worker processes of encryption were closed while they were computing: the program ends, or an engine that "
+    "was in use was closed"
+)
 _TWICE = (
     "the worker process that computed a part of an encrypted step died, and so did the one that was given it next: "
     "is the memory enough? EFL_PAILLIER_WORKERS=0 computes in the program itself"

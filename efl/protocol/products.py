@@ -74,8 +74,8 @@ class Products(ABC):
         """Enc(U)·(step + offset)."""
 
     @abstractmethod
-    def own_input_gradient(self, share: np.ndarray, step: np.ndarray) -> Plain:
-        """V·step and a bell."""
+    def own_input_gradient(self, share: np.ndarray, step: np.ndarray, bell: np.ndarray) -> Plain:
+        """V·step, and a bell ``[B, inputs]``."""
 
     # ---- the follower's
 
@@ -84,8 +84,8 @@ class Products(ABC):
         """U, as ``input_gradient`` multiplies it."""
 
     @abstractmethod
-    def own_output(self, x: np.ndarray, share: np.ndarray) -> Plain:
-        """x·(U - offset) and a bell."""
+    def own_output(self, x: np.ndarray, share: np.ndarray, bell: np.ndarray) -> Plain:
+        """x·(U - offset), and a bell ``[B, outputs]``."""
 
     @abstractmethod
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:
@@ -128,18 +128,18 @@ class _Dense(Products):
         exponents = np.ascontiguousarray(step.T + _STEP_OFFSET).astype(np.uint64)
         return self.scheme.matmul(share, exponents, _STEP_EXPONENT_BITS)
 
-    def own_input_gradient(self, share: np.ndarray, step: np.ndarray) -> Plain:
+    def own_input_gradient(self, share: np.ndarray, step: np.ndarray, bell: np.ndarray) -> Plain:
         limbs, bits = exact.matmul(step, _STEP_EXPONENT_BITS, np.ascontiguousarray(share.T))
-        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, w.INPUT_GRADIENT_BELL_BITS)
+        limbs[0] = limbs[0] + bell
         return self.scheme.pack_wide([limb.T for limb in limbs], bits, self.gradients)
 
     def pack_share(self, share: np.ndarray) -> Plain:
         return self.scheme.pack_wide([share], 0, self.gradients)
 
-    def own_output(self, x: np.ndarray, share: np.ndarray) -> Plain:
+    def own_output(self, x: np.ndarray, share: np.ndarray, bell: np.ndarray) -> Plain:
         bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
         limbs, limb_bits = exact.matmul(x, bits, share - _SHARE_OFFSET)
-        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, self.widths.output_bell_bits)
+        limbs[0] = limbs[0] + bell
         return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:
@@ -187,18 +187,18 @@ class _Elementwise(Products):
         exponents = (step + _STEP_OFFSET).astype(np.uint64)
         return self.scheme.spread(share, exponents, _STEP_EXPONENT_BITS, self.gradients)
 
-    def own_input_gradient(self, share: np.ndarray, step: np.ndarray) -> Plain:
+    def own_input_gradient(self, share: np.ndarray, step: np.ndarray, bell: np.ndarray) -> Plain:
         limbs, bits = exact.multiply(step, _STEP_EXPONENT_BITS, share)
-        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, w.INPUT_GRADIENT_BELL_BITS)
+        limbs[0] = limbs[0] + bell
         return self.scheme.pack_wide(limbs, bits, self.gradients)
 
     def pack_share(self, share: np.ndarray) -> Plain:
         return share.astype(object)[np.newaxis]
 
-    def own_output(self, x: np.ndarray, share: np.ndarray) -> Plain:
+    def own_output(self, x: np.ndarray, share: np.ndarray, bell: np.ndarray) -> Plain:
         bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
         limbs, limb_bits = exact.multiply(x, bits, share - _SHARE_OFFSET)
-        limbs[0] = limbs[0] + drawn.bell(limbs[0].shape, self.widths.output_bell_bits)
+        limbs[0] = limbs[0] + bell
         return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:

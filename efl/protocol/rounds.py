@@ -22,6 +22,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ _log = logging.getLogger("efl")
 TAG_BYTES = 32
 HEAD_BYTES = 8 + TAG_BYTES
 _SCALE_RANGE = 200
+_MOST_STEP = (1 << w.STEP_BITS) - 1
 
 
 class Form(enum.Enum):
@@ -157,7 +159,9 @@ class ActiveLayer:
             channel.send("u", self._scheme.encrypt(products.pack_share(share.values)))
         groups, m = products.outputs.groups, products.widths.outputs
         masked = self._scheme.decrypt(channel.recv("zc"), groups, m, f"{self._name}/zc of the leader")
-        channel.send("zp", self._scheme.to_rows(masked + products.own_output(fine, share.values)))
+        secret = drawn.secret_of(self._scheme.secret, share.tag.tobytes(), share.values.tobytes())
+        bell = drawn.bell(secret, fine, m, products.widths.output_bell_bits)
+        channel.send("zp", self._scheme.to_rows(masked + products.own_output(fine, share.values, bell)))
         return share
 
     def backward(self, channel: Channel, x: np.ndarray, share: Share) -> tuple[Share, np.ndarray]:
@@ -189,7 +193,7 @@ class ActiveLayer:
         bound = products.widths.input_gradient_bound
         returned = products.as_rows(scheme.unpack(plain, products.gradients, bound, what))
         scale = _number(channel.recv("scale"), _SCALE_RANGE, f"{self._name}/scale of the leader")
-        return new, returned * 2.0 ** -(scale + w.WEIGHT_BITS)
+        return new, np.ldexp(returned.astype(np.float64), -(scale + w.WEIGHT_BITS))
 
     def _warn_of_origin(self) -> None:
         if not self._warned:
@@ -272,7 +276,7 @@ class PassiveLayer:
         what = f"{self._name}/zp of the follower"
         plain = scheme.from_rows(channel.recv("zp"), groups, m, what) - mask
         found = scheme.unpack(plain, products.outputs, products.widths.output_bound, what)
-        return found * 2.0**-products.widths.output_bits
+        return found.astype(np.float64) * 2.0**-products.widths.output_bits
 
     def backward(self, channel: Channel, gradient: np.ndarray, share: Share) -> Share:
         """Updates W, and gives the follower its gradient.
@@ -296,7 +300,10 @@ class PassiveLayer:
             )
         products, scheme = _products(self._scheme, self._shape, len(gradient), self._limit), self._scheme
         widths = products.widths
-        step = self._step(gradient, widths)
+        # V is uniform once it was updated; before, it may be what somebody can guess.
+        origin = b"" if share.tag.any() else os.urandom(32)
+        secret = drawn.secret_of(share.values.tobytes(), share.tag.tobytes(), origin)
+        step = self._step(gradient, widths, secret)
         fresh = drawn.share(widths.share_shape)
         change = (fresh.astype(object) - share.values) << widths.update_shift
         mask = products.update_mask(change + drawn.uniform(widths.share_shape, widths.update_shift))
@@ -306,24 +313,24 @@ class PassiveLayer:
         message = scheme.finish(product, scheme.pack(mask, products.updates))
         channel.send("dw", message)
         scale = _scale(gradient)
-        step = np.clip(drawn.rounded(np.ldexp(gradient, scale)), -(1 << w.STEP_BITS) + 1, (1 << w.STEP_BITS) - 1)
+        step = drawn.rounded(b"dx" + secret, np.ldexp(gradient, scale), _MOST_STEP)
+        bell = drawn.bell(secret, step, widths.inputs, widths.input_gradient_bell_bits)
         other = scheme.read(channel.recv("u"), *products.shares, f"{self._name}/u of the follower")
         returned = products.input_gradient(other, step)
-        channel.send("dx", scheme.finish(returned, products.own_input_gradient(share.values, step)))
+        channel.send("dx", scheme.finish(returned, products.own_input_gradient(share.values, step, bell)))
         channel.send("scale", np.array(scale, np.int64))
         return share.updated(fresh, message)
 
-    def _step(self, gradient: np.ndarray, widths: Widths) -> np.ndarray:
-        step = drawn.rounded(gradient * self._rate * 2.0**widths.step_scale_bits)
-        most = (1 << w.STEP_BITS) - 1
-        beyond = np.count_nonzero(np.abs(step) > most)
+    def _step(self, gradient: np.ndarray, widths: Widths, secret: bytes) -> np.ndarray:
+        scaled = gradient * self._rate * 2.0**widths.step_scale_bits
+        beyond = np.count_nonzero(np.abs(scaled) > _MOST_STEP)
         if beyond:
             _log.warning(
                 "encrypted layer %r: %d of %d numbers of learning_rate times the output's gradient are larger than "
                 "%.2g, and were clipped; a smaller learning_rate avoids it, or a loss that is the mean over the batch",
-                self._name, beyond, step.size, most * 2.0**-widths.step_scale_bits,
+                self._name, beyond, scaled.size, _MOST_STEP * 2.0**-widths.step_scale_bits,
             )  # fmt: skip
-        return np.clip(step, -most, most)
+        return drawn.rounded(b"dw" + secret, scaled, _MOST_STEP)
 
     def _batch_of(self, head: np.ndarray, share: Share, batch: int | None) -> int:
         if head.dtype != np.uint8 or head.shape != (HEAD_BYTES,):
@@ -354,12 +361,13 @@ def _head(batch: int, tag: np.ndarray) -> np.ndarray:
 
 
 def _scale(gradient: np.ndarray) -> int:
-    """The power of two by which the largest magnitude is brought just below 2^13 - 1."""
+    """The power of two by which the largest magnitude is brought below 2^13 - 1, to at least a quarter of it."""
     most = float(np.abs(gradient).max(initial=0.0))
     if not most:
         return 0
-    exponent = int(np.floor(np.log2(((1 << w.STEP_BITS) - 1) / most)))
-    return max(-_SCALE_RANGE, min(_SCALE_RANGE, exponent))
+    exponent = w.STEP_BITS - 1 - int(np.frexp(most)[1])
+    exponent += np.ldexp(most, exponent + 1) <= _MOST_STEP
+    return max(-_SCALE_RANGE, min(_SCALE_RANGE, int(exponent)))
 
 
 def _number(array: np.ndarray, most: int, what: str) -> int:

@@ -67,7 +67,13 @@ class PublicScheme(Protocol):
 
 
 class PrivateScheme(PublicScheme, Protocol):
-    """Whoever has the private key can do this too."""
+    """Whoever has the private key can do this too.
+
+    Attributes:
+      secret: 32 bytes that nobody else can know, always the same.
+    """
+
+    secret: bytes
 
     def decrypt(self, rows: Rows, groups: int, m: int, what: str) -> Plain:
         """Plaintexts mod n; DataError where rows are no ciphertexts, or of another number."""

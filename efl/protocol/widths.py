@@ -30,7 +30,6 @@ SHARE_BITS = 62
 STEP_BITS = 13  # of learning_rate·dY and of dY, in magnitude
 GUARD_BITS = 4
 HIDING_BITS = 40
-INPUT_GRADIENT_BELL_BITS = 16  # to dX, in units of dY's scale and W's: one unit of dY
 _BELL_BITS = 3  # it is below 2^(deviation + 3)
 _LEAST_BATCH_BITS = 4
 
@@ -82,9 +81,9 @@ class Widths:
         """Deviation of what is added to Z, in units of 2^-28: 2.4e-4 for a sum of products, else 4.9e-4.
 
         Multiples of w, as x∘w are, show w by their period, unless it is lost in the noise: for |w| ≤ 2 it needs some
-        10^17 numbers under the same w. Sums of many have none.
+        10^15 numbers under the same w. Sums of several have none.
         """
-        return 16 if self.kind is Kind.DENSE else 17
+        return 16 if self.kind is Kind.DENSE and self.inputs > 1 else 17
 
     @property
     def output_bits(self) -> int:
@@ -124,11 +123,16 @@ class Widths:
     # ---- dX
 
     @property
+    def input_gradient_bell_bits(self) -> int:
+        """Deviation of what is added to dX, in units of dY's scale and W's: one unit of dY, or two; see above."""
+        return 16 if self.kind is Kind.DENSE and self.outputs > 1 else 17
+
+    @property
     def input_gradient_bound(self) -> int:
         """The largest magnitude of dX's integers."""
         terms = self.outputs if self.kind is Kind.DENSE else 1
         most = terms << (STEP_BITS + WEIGHT_BITS + WEIGHT_LIMIT_BITS)
-        return most + (1 << (INPUT_GRADIENT_BELL_BITS + _BELL_BITS))
+        return most + (1 << (self.input_gradient_bell_bits + _BELL_BITS))
 
     @property
     def input_gradient_slot_bits(self) -> int:

@@ -253,9 +253,7 @@ def test_warnings_name_what_is_not_protected(folder: Path) -> None:
 
 SLOW = """
 import time
-import efl._rounds
 from efl.paillier.engine import Engine
-efl._rounds._LONG = 0.3
 plain = Engine.matmul
 def matmul(self, *arguments):
     end = time.monotonic() + 3.0

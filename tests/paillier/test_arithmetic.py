@@ -41,6 +41,9 @@ def test_powers_of_one_base(window: int) -> None:
     table = FixedBase(base, public.n, 40, window)
     for exponent in (0, 1, 255, 256, 2**40 - 1, secrets.randbits(40)):
         assert table.power(exponent, 40).finished(public.n, public.square) == powmod(base, exponent, public.square)
+    for exponent, bits in ((1, 41), (256, 8), (2**40, 40)):
+        with pytest.raises(ValueError, match="bits, a table of 40"):  # part of it would be left out
+            table.power(exponent, bits)
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,7 +74,7 @@ def test_how_many_products_are_formed_does_not_follow_from_the_exponents(monkeyp
     real = __import__("efl.paillier.multiexp", fromlist=["_subsets"])._subsets
     monkeypatch.setattr(
         "efl.paillier.multiexp._subsets",
-        lambda block, n: [each._replace(low=Counting(each.low)) for each in real(block, n)],
+        lambda block, n, blank: [each._replace(low=Counting(each.low)) for each in real(block, n, blank)],
     )
     held = elements(12)
     for exponents in (np.zeros((12, 3), np.uint64), np.full((12, 3), 2**14 - 1, np.uint64)):
@@ -91,6 +94,17 @@ def test_slots_hold_every_number_up_to_their_limit(length: int, bits: int, key_b
     assert len(packed) == slots.groups and slots.groups * slots.count >= length > (slots.groups - 1) * slots.count
     assert all(2 * abs(each) < 1 << (key_bits - 1) for each in packed)  # on their own side of zero, for every n
     assert slots.unpack(packed) == values
+
+
+def test_the_empty_subset_is_as_wide_as_others_and_adds_nothing() -> None:
+    private = key()
+    n, blank = private.public.n, private.public.encrypt_residues([0])[0]
+    held = private.public.encrypt_residues([3, 5])
+    for exponents in ([[0], [0]], [[1], [2]], [[2**14 - 1], [0]]):
+        (made,) = multiexp(held, np.array(exponents, np.uint64), 14, n, blank)
+        assert made.head.bit_length() > 2 * n.bit_length() - 64  # of full width: 0 looks like any other
+        expected = 3 * exponents[0][0] + 5 * exponents[1][0]
+        assert private.decrypt_residues([made.finished(n, private.public.square)]) == [expected]
 
 
 def test_what_was_not_made_of_such_slots_is_refused() -> None:
