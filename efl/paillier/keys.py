@@ -316,13 +316,17 @@ class PrivateKey:
 
         return decrypt(self, array, exact)
 
-    def decrypt_residues(self, ciphertexts: Sequence[mpz]) -> list[mpz]:
+    def decrypt_residues(self, ciphertexts: Sequence[mpz], whose: str = "what is to be decrypted") -> list[mpz]:
         """Decrypts ciphertexts to numbers mod n, from 0 up. Other Python threads run meanwhile.
+
+        Args:
+          ciphertexts: To be decrypted.
+          whose: They are, for messages.
 
         Raises:
           DataError: One is no encryption under this key.
         """
-        self.public.check_ciphertexts(ciphertexts, "what is to be decrypted")
+        self.public.check_ciphertexts(ciphertexts, whose)
         left, right = (half.decrypt(ciphertexts, whole) for half, whole in zip(self._halves, self._whole))
         p, q = (half.prime for half in self._whole)
         return [b + q * ((a - b) * self._q_inverse % p) for a, b in zip(left, right)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,8 @@ class PrivatePaillier(PublicPaillier):
         # Threads, since the private key leaves this process for no worker; most of it is done without the interpreter.
         with ThreadPoolExecutor(self.engine.threads) as pool:
             try:
-                for number, piece in enumerate(pool.map(self._private.decrypt_residues, pieces)):
+                decrypt = functools.partial(self._private.decrypt_residues, whose=what)
+                for number, piece in enumerate(pool.map(decrypt, pieces)):
                     found += piece
                     self.engine.progress((number + 1) / len(pieces))
             except BaseException:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import logging
+import math
 import os
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ class ActiveLayer:
         clip: bool = False,
     ) -> None:
         self._scheme, self._shape, self._name, self._clip = scheme, (kind, inputs, outputs), name, clip
-        self._limit, self._warned = output_limit_bits, False
+        self._limit, self._warned, self._looked = output_limit_bits, False, False
 
     def forward(self, channel: Channel, x: np.ndarray, share: Share, train: bool) -> Share:
         """Gives the leader its Z.
@@ -148,6 +149,9 @@ class ActiveLayer:
         x = self._checked(x)
         products = self._products(len(x))
         fine = self._encoded(x, w.INPUT_BITS)
+        if train and not self._looked:
+            self._looked = True
+            self._look_at(fine)
         channel.send("head", _head(len(x), share.tag))
         channel.send("xc", self._scheme.encrypt(self._scheme.pack(fine, products.outputs)))
         if _number(channel.recv("origin"), 1, f"{self._name}/origin of the leader") and not share.tag.any():
@@ -194,6 +198,26 @@ class ActiveLayer:
         returned = products.as_rows(scheme.unpack(plain, products.gradients, bound, what))
         scale = _number(channel.recv("scale"), _SCALE_RANGE, f"{self._name}/scale of the leader")
         return new, np.ldexp(returned.astype(np.float64), -(scale + w.WEIGHT_BITS))
+
+    def _look_at(self, fine: np.ndarray) -> None:
+        """Says where the first batch is of a kind that this layer hides less than others; only its values show it."""
+        kind, _, outputs = self._shape
+        if kind is Kind.ELEMENTWISE:
+            return
+        found = np.linalg.svd(fine * 2.0**-w.INPUT_BITS, compute_uv=False) / math.sqrt(len(fine))
+        rank = int(np.count_nonzero(found > 2.0**-w.INPUT_BITS))
+        if rank <= outputs and len(fine) > rank:
+            _log.warning(
+                "encrypted layer %r: its inputs have %d independent columns and it has %d units, so over two steps "
+                "the leader can compute the products between rows of these inputs, also of new ones: take fewer units",
+                self._name, rank, outputs,
+            )  # fmt: skip
+        if not (fine & 63).any():
+            _log.warning(
+                "encrypted layer %r: its inputs are multiples of 1/64, as raw features are: small integers can be "
+                "found exactly out of one batch. Let trained layers come before it",
+                self._name,
+            )
 
     def _warn_of_origin(self) -> None:
         if not self._warned:

@@ -97,8 +97,8 @@ class Widths:
 
     @property
     def output_slot_bits(self) -> int:
-        """Of a slot of Z, at least."""
-        return self.output_bound.bit_length() + 1 + GUARD_BITS
+        """Of a slot of Z, at least. The bell, far smaller than the limit, takes a little of the guard."""
+        return self.output_bits + self.output_limit_bits + 1 + GUARD_BITS
 
     # ---- the update of W
 
@@ -136,8 +136,9 @@ class Widths:
 
     @property
     def input_gradient_slot_bits(self) -> int:
-        """Of a slot of dX, at least."""
-        return self.input_gradient_bound.bit_length() + 1 + GUARD_BITS
+        """Of a slot of dX, at least; see ``output_slot_bits``."""
+        terms = self.outputs if self.kind is Kind.DENSE else 1
+        return STEP_BITS + WEIGHT_BITS + WEIGHT_LIMIT_BITS + _ceil_log2(terms) + 1 + GUARD_BITS
 
 
 def _ceil_log2(number: int) -> int:

@@ -193,7 +193,12 @@ class EncryptPassiveDense(_Passive):
         *,
         output_limit: float = 64.0,
     ) -> None:
-        checked_size(type(self).__name__, "units", units)
+        what = type(self).__name__
+        if checked_size(what, "units", units) == 1:
+            warned.warn(
+                f"{what}: with one unit the follower can compute W₂ and the output's gradient of each row from two "
+                "steps, and with a logistic loss label and score: take several units"
+            )
         super().__init__(
             communicator, public_file, Kind.DENSE, dim, recv_dim, units, learning_rate, initializer, name, output_limit
         )
