@@ -76,7 +76,7 @@ def test_sizes_do_not_depend_on_values(kind: Kind) -> None:
 
 
 def test_what_the_follower_decrypts_for_the_output_is_uniform() -> None:
-    """Whatever is left of it: without its coarse part a number mod n would show low bits of X·V, were they not masked."""
+    """Whatever is left of it: its low bits too are masked, which without the coarse part would be those of X·V."""
     held = pair()
     low, high = [], []
     for _ in range(6):
