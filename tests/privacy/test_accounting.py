@@ -72,6 +72,18 @@ def test_without_amplification() -> None:
     assert compute_epsilon([SHUFFLED], DELTA, sampling="none").epsilon == mnist(1.3, sampling="none")
 
 
+def test_a_shorter_sequence_meets_the_least_noise() -> None:
+    """It may have begun later than the others, and nobody says when."""
+    quiet, loud = Mechanism(1.0, 100, None, 0.01, poisson=True), Mechanism(3.0, 100, None, 0.01, poisson=True)
+    late = Mechanism(1.5, 100, None, 0.01, poisson=True)
+    worst = pld((*jointly([[quiet], [late]]), loud))
+    best = pld((quiet, *jointly([[loud], [late]])))
+    assert worst > best * 1.05
+    for order in ([quiet, loud], [loud, quiet]):
+        assert pld(jointly([order, [late]])) == pytest.approx(worst, rel=1e-9)
+        assert pld(jointly([[late], order])) == pytest.approx(worst, rel=1e-9)
+
+
 def test_two_parties_jointly() -> None:
     assert pld(jointly([[POISSON], [POISSON]])) == pytest.approx(1.86, rel=0.01)
     both = jointly([[SHUFFLED], [SHUFFLED]])

@@ -248,9 +248,9 @@ def jointly(sequences: Sequence[Sequence[Mechanism]]) -> tuple[Mechanism, ...]:
 
     Two parties, or two clipping groups of one party, that each add noise about the rows of one batch together make one
     Gaussian release, of multiplier ``1/√(Σ 1/σᵢ²)``. Sequences need not change at the same steps; where one is
-    shorter, the rest of the others stands alone. (Where batches are no Poisson samples and nothing is amplified,
-    ``compute_epsilon`` of the sequences one after the other says the same without cutting mechanisms into pieces, each
-    of which keeps the bound on participations of the whole.)
+    shorter, it meets the least noise of the others, and the rest of these stands alone. (Where batches are no Poisson
+    samples and nothing is amplified, ``compute_epsilon`` of the sequences one after the other says the same without
+    cutting mechanisms into pieces, each of which keeps the bound on participations of the whole.)
 
     Args:
       sequences: Each in the order of the steps.
@@ -261,6 +261,12 @@ def jointly(sequences: Sequence[Sequence[Mechanism]]) -> tuple[Mechanism, ...]:
     Raises:
       ConfigError: Two mechanisms of one step say that its batch was drawn in different ways.
     """
+    if len({sum(each.releases for each in held) for held in sequences}) > 1 and (
+        len({each.sampling_probability for held in sequences for each in held}) == 1
+    ):
+        # A shorter one may have begun later: which steps are the same, nobody says. What is released of a row costs
+        # most where the least noise meets the least.
+        sequences = [sorted(held, key=lambda each: each.noise_multiplier) for held in sequences]
     merged: list[Mechanism] = list(sequences[0]) if sequences else []
     for sequence in sequences[1:]:
         merged = _merge(merged, list(sequence))
