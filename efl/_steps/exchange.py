@@ -353,7 +353,7 @@ class Exchange:
         scope, step = self._addressed(body)
         if scope is not None:
             with self._lock:
-                if scope.running == step:
+                if scope.running in (step, step + 1):  # it may still be at what this party has done
                     scope.idle_since = time.monotonic()
 
     def _control(self, topic: str, body: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def unpack(plaintexts: np.ndarray, slots: Slots, bound: int, what: str) -> np.nd
 def _beyond(what: str, bound: int) -> str:
     return (
         f"{what}: decrypted numbers are beyond 2^{int(bound).bit_length()} units, and the layer was made for fewer: "
-        "weights or activations have grown, or the parties' shares are not of one another"
+        "training diverges, the layer's output_limit is too small, or the parties' shares are not of one another"
     )
 
 

@@ -148,7 +148,7 @@ class ActiveLayer:
         """
         x = self._checked(x)
         products = self._products(len(x))
-        fine = self._encoded(x, w.INPUT_BITS)
+        fine = self._encoded(x)
         if train and not self._looked:
             self._looked = True
             self._look_at(fine)
@@ -158,7 +158,7 @@ class ActiveLayer:
             share = Share(np.zeros_like(share.values), share.tag)
             self._warn_of_origin()
         if train:
-            rows = self._encoded(x, w.INPUT_ROW_BITS)
+            rows = self._rows(x, share)
             channel.send("xr", self._scheme.encrypt(self._scheme.pack(rows.T, products.features)))
             channel.send("u", self._scheme.encrypt(products.pack_share(share.values)))
         groups, m = products.outputs.groups, products.widths.outputs
@@ -184,7 +184,7 @@ class ActiveLayer:
         """
         x = self._checked(x)
         products, scheme = self._products(len(x)), self._scheme
-        rows = self._encoded(x, w.INPUT_ROW_BITS)
+        rows = self._rows(x, share)
         message, what = channel.recv("dw"), f"{self._name}/dw of the leader"
         plain = scheme.decrypt(message, *products.updated, what)
         bound = 1 << (products.widths.update_slot_bits - 1)
@@ -238,11 +238,17 @@ class ActiveLayer:
             )
         return x
 
-    def _encoded(self, x: np.ndarray, bits: int) -> np.ndarray:
+    def _encoded(self, x: np.ndarray) -> np.ndarray:
         from efl.paillier.encoding import encode
 
         who = f"encrypted layer {self._name!r}: its input"
-        return encode(x, bits, float(1 << w.INPUT_LIMIT_BITS), self._clip, who)
+        return encode(x, w.INPUT_BITS, float(1 << w.INPUT_LIMIT_BITS), self._clip, who)
+
+    def _rows(self, x: np.ndarray, share: Share) -> np.ndarray:
+        """x for the weights' gradient, rounded by chance: small inputs would never move a weight, or always too far."""
+        most = 1 << (w.INPUT_LIMIT_BITS + w.INPUT_ROW_BITS)
+        secret = drawn.secret_of(b"rows", self._scheme.secret, share.tag.tobytes())
+        return drawn.rounded(secret, x.astype(np.float64) * 2.0**w.INPUT_ROW_BITS, most)
 
 
 class PassiveLayer:

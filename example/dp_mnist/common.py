@@ -40,7 +40,6 @@ def flags(doc: str | None) -> argparse.Namespace:
 def load(options: argparse.Namespace, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images ``[n, 784]`` of values 0 to 1, and labels ``[n]``."""
     images, labels = digits.load_digits(part) if options.data is None else digits.load_mnist(options.data, part)
-    images = images if options.data is not None else digits.enlarge(images)
     return images.reshape(len(images), -1).astype(np.float32) / 255.0, labels.astype(np.int32)
 
 
