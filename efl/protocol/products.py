@@ -111,8 +111,9 @@ class _Dense(Products):
         super().__init__(scheme, widths)
         self.gradients = scheme.slots(widths.inputs, widths.input_gradient_slot_bits)
         self.shares = self.gradients.groups, widths.outputs
-        self.updates = self.features
-        self.updated = self.updates.groups, widths.outputs
+        groups, count = self.features.groups, self.features.count
+        self.updates = Slots(groups * count, self.features.bits, count, groups)
+        self.updated = groups, widths.outputs
         self.returned = self.gradients.groups, widths.batch
 
     def output(self, x: Any, share: np.ndarray) -> Any:
@@ -122,7 +123,9 @@ class _Dense(Products):
         return self.scheme.matmul(x, (step + _STEP_OFFSET).astype(np.uint64), _STEP_EXPONENT_BITS)
 
     def update_mask(self, change: np.ndarray) -> np.ndarray:
-        return change
+        """Slots beyond the features are masked too: they hold what the follower has put there, times the gradient."""
+        unused = self.updates.length - self.widths.inputs, self.widths.outputs
+        return np.concatenate([change, drawn.wide(unused, w.SHARE_BITS + self.widths.update_shift)])
 
     def input_gradient(self, share: Any, step: np.ndarray) -> Any:
         exponents = np.ascontiguousarray(step.T + _STEP_OFFSET).astype(np.uint64)
@@ -146,7 +149,7 @@ class _Dense(Products):
         return (x.sum(0) << w.STEP_BITS)[:, np.newaxis]
 
     def picked(self, unpacked: np.ndarray) -> np.ndarray:
-        return unpacked
+        return unpacked[: self.widths.inputs]
 
     def input_gradient_offset(self, share: np.ndarray) -> Plain:
         total = share.astype(object).sum(1, keepdims=True) << w.STEP_BITS

@@ -40,6 +40,7 @@ _log = logging.getLogger("efl")
 TAG_BYTES = 32
 HEAD_BYTES = 8 + TAG_BYTES
 _SCALE_RANGE = 200
+_MANY = 32  # weights of which nobody tries all
 _MOST_STEP = (1 << w.STEP_BITS) - 1
 
 
@@ -187,7 +188,7 @@ class ActiveLayer:
         rows = self._rows(x, share)
         message, what = channel.recv("dw"), f"{self._name}/dw of the leader"
         plain = scheme.decrypt(message, *products.updated, what)
-        bound = 1 << (products.widths.update_slot_bits - 1)
+        bound = products.widths.update_bound
         masked = products.picked(scheme.unpack(plain, products.updates, bound, what))
         moved = (masked - products.weight_gradient_offset(rows)) >> products.widths.update_shift
         new = share.updated((share.values - moved).astype(np.int64), message)
@@ -330,8 +331,9 @@ class PassiveLayer:
             )
         products, scheme = _products(self._scheme, self._shape, len(gradient), self._limit), self._scheme
         widths = products.widths
-        # V is uniform once it was updated; before, it may be what somebody can guess.
-        origin = b"" if share.tag.any() else os.urandom(32)
+        # V is uniform once it was updated; before, it may be what somebody can guess. And the follower, who has W - V,
+        # could try all W of a few weights.
+        origin = b"" if share.tag.any() and share.values.size >= _MANY else os.urandom(32)
         secret = drawn.secret_of(share.values.tobytes(), share.tag.tobytes(), origin)
         step = self._step(gradient, widths, secret)
         fresh = drawn.share(widths.share_shape)

@@ -120,6 +120,12 @@ class Widths:
             raise AssertionError("a share would not hide the gradient of the weights")
         return SHARE_BITS + self.update_shift + 3
 
+    @property
+    def update_bound(self) -> int:
+        """The largest magnitude of the weights' masked gradient: a difference of shares, and what it covers."""
+        gradient = _ceil_log2(self.batch) + INPUT_LIMIT_BITS + INPUT_ROW_BITS + STEP_BITS + 2
+        return (1 << (SHARE_BITS + self.update_shift)) + (1 << gradient)
+
     # ---- dX
 
     @property

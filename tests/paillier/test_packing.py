@@ -50,7 +50,7 @@ def packed(rows: list[list[int]], slots: Slots) -> list[list[int]]:
     ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, st.data())
 def test_numbers_that_fit_come_back(slots: Slots, data: Any) -> None:
     most = slots.limit - 1
@@ -64,7 +64,7 @@ def test_numbers_that_fit_come_back(slots: Slots, data: Any) -> None:
     assert found.dtype == (np.int64 if slots.bits <= 62 else object)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layouts, st.integers(1, 62), st.integers(1, 4), st.data())
 def test_limbs_of_any_size_add_up(slots: Slots, limb_bits: int, count: int, data: Any) -> None:
     limbs = [matrix(data, slots.length, *INT64) for _ in range(count)]
@@ -78,7 +78,7 @@ def test_limbs_of_any_size_add_up(slots: Slots, limb_bits: int, count: int, data
     assert plain.tolist() == packed(whole, slots)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(layouts, st.data())
 def test_shares_that_leave_their_slots_cancel(slots: Slots, data: Any) -> None:
     """Each is uniform over 63 bits and runs over into its neighbours; only their sum mod n is of numbers that fit."""
@@ -97,7 +97,7 @@ def test_shares_that_leave_their_slots_cancel(slots: Slots, data: Any) -> None:
     assert packing.unpack(packing.centred(back, n), slots, most, "these").tolist() == rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(layouts, st.data())
 def test_what_is_beyond_its_bound_is_refused(slots: Slots, data: Any) -> None:
     bound = data.draw(st.sampled_from([0, 1, 12345, slots.limit - 2]))
@@ -137,7 +137,7 @@ def test_the_unused_slots_of_the_last_plaintext_hold_nothing() -> None:
     assert wide == INT64[1] * sum(1 << 39 * s for s in range(26))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-(1 << 2100), 1 << 2100), min_size=1, max_size=5))
 def test_centred_is_the_smallest_in_magnitude(numbers: list[int]) -> None:
     numbers += [0, -1, int(N // 2), int(N // 2) + 1, int(N) - 1, int(N)]

