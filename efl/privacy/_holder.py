@@ -180,6 +180,10 @@ class NoiseHolder:
                     each.dirty = True
             if group in self.counts:
                 self.count_examples(group, self.counts.pop(group)())
+            conditions = self.conditions.get(group)
+            if conditions is None:  # numbers of another dtype, of a release that is counted under its first part's name
+                first = self.conditions.get(group.split("#")[0], {})
+                conditions = {name: first[name] for name in ("stretch", "in_each") if name in first}
             return self.releases.noised(
                 values,
                 step=step,
@@ -187,7 +191,7 @@ class NoiseHolder:
                 clip=clip,
                 noise_multiplier=noise_multiplier,
                 rows=rows,
-                conditions=self.conditions.get(group),
+                conditions=conditions,
                 tables=tables,
                 beside=beside,
             )

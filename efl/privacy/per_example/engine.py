@@ -142,7 +142,9 @@ class PerExample:
             plan = self._whole(variable)
             part = plan.parts[0] if isinstance(plan.parts, list) and len(plan.parts) == 1 else None
             shape = variable.shape
-            if isinstance(part, parts.Lookup) and not part.one_each and shape.rank == 2 and shape.is_fully_defined():
+            together = isinstance(part, parts.Lookup) and not part.one_each and shape.rank == 2
+            # A table that is read in another form has other rows.
+            if together and shape.is_fully_defined() and part.d.shape[1] == shape[1]:
                 alike.setdefault((int(shape[1]), part.d.dtype), []).append((part, int(shape[0])))
             else:
                 norms.append(self.squared_norm(variable))

@@ -150,6 +150,10 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
     wholes = [p for p in parts if isinstance(p, Whole)]
     lookups = [p for p in parts if isinstance(p, Lookup)]
     result: list[Part] = [p for p in parts if isinstance(p, Direction)]
+    # Rows of a variable are as long as a lookup sees them, and the last axis of a matrix as an outer product does.
+    widths = {p.d.shape[1] for p in lookups} | ({p.d.shape[2] for p in outers} if lookups else set())
+    if len(widths) > 1 or None in widths:
+        return None
     if outers:
         if len({(p.a.shape[2], p.d.shape[2]) for p in outers}) > 1:
             return None

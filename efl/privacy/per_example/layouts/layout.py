@@ -30,6 +30,17 @@ class Sizes(Shared):
 
 
 @dataclass(frozen=True)
+class Sized(Shared):
+    """No example in it, but one place for each: its first axis is as long as a number that nobody may compute with.
+
+    Attributes:
+      what: Says that number.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Rows:
     """Axis ``axis`` holds the examples: its index is ``(before_index * B + example) * within + within_index``.
 

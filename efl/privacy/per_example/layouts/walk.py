@@ -26,6 +26,7 @@ from efl.privacy.per_example.layouts.layout import (
     Sizes,
 )
 from efl.privacy.per_example.layouts.own_gradient import check_gradient
+from efl.privacy.per_example.layouts.sizes import of_sizes
 
 Rule: TypeAlias = "Callable[[tf.Operation, list[Layout], Walk], Layout | list[Layout]]"
 RULES: dict[str, Rule] = {}
@@ -65,20 +66,6 @@ _HARMLESS = frozenset(
 _READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "Identity"})
 # Sizes are no secret here: how many rows a batch has, everybody who takes part in a step knows. Unless it is a sample.
 _SIZES = frozenset({"Shape", "ShapeN", "Rank", "Size"})
-# What ``Sizes`` may be put together by, and what they may be handed to: which of the inputs say how large it becomes.
-_OF_SIZES = frozenset(
-    {
-        "Identity", "Cast", "Slice", "StridedSlice", "GatherV2", "Prod", "Pack", "ConcatV2", "Reshape", "ExpandDims",
-        "Squeeze", "Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "All", "LogicalAnd", "Const",
-        "Mul", "Maximum", "Unpack",
-    }
-)  # fmt: skip
-_SIZED = {
-    "Reshape": (1,), "Fill": (0,), "BroadcastTo": (1,), "Tile": (1,), "SparseReshape": (1, 2), "SparseToDense": (1,),
-    "SparseFillEmptyRows": (2,), "SparseTensorDenseMatMul": (2,), "RandomUniform": (0,), "RandomStandardNormal": (0,),
-    "TruncatedNormal": (0,), "RandomUniformInt": (0,), "Assert": (0, 1, 2, 3, 4, 5, 6, 7, 8), "ScatterNd": (2,),
-}  # fmt: skip
-_SIZED_ROWS = {"Slice": (1, 2), "StridedSlice": (1, 2)}  # of rows; of what is shared it would pick by the size
 
 
 def rule(*types: str) -> Callable[[Rule], Rule]:
@@ -218,11 +205,9 @@ class Walk:
         if op.type in _VARIABLES:
             return [_of_variable(op, op in self._trained)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
-        sizes = [place for place, layout in enumerate(ins) if isinstance(layout, Sizes)]
-        if sizes:
-            only = _with_sizes(op, ins, sizes)
-            if only is not None:
-                return [only] * len(op.outputs)
+        only = of_sizes(op, ins)
+        if only is not None:
+            return [only] * len(op.outputs)
         if all(isinstance(layout, Shared) for layout in ins) and op.type not in CONDITIONALS:
             return [_without_rows(op)] * len(op.outputs)
         check_gradient(op)
@@ -248,19 +233,6 @@ class Walk:
         if isinstance(layout, Mixed):
             return layout
         return Mixed(op, "how many entries all examples have together")
-
-
-def _with_sizes(op: tf.Operation, ins: Sequence[Layout], sizes: Sequence[int]) -> Layout | None:
-    """What is made of sizes that are no number to compute with; None where they only say how large it becomes."""
-    first = ins[sizes[0]]
-    assert isinstance(first, Sizes)
-    of_rows = not isinstance(ins[0], Shared)
-    places = _SIZED.get(op.type) or (_SIZED_ROWS.get(op.type) if of_rows else None) or ()
-    if set(sizes) <= set(places):
-        return None
-    if op.type in _OF_SIZES and all(isinstance(layout, Shared) for layout in ins):
-        return first
-    return Mixed(op, f"a number that says {first.what}; it may be a size in a shape, and nothing else")
 
 
 def _normalises_by_the_batch(op: tf.Operation) -> bool:
