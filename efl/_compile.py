@@ -14,8 +14,8 @@ import tensorflow.compat.v1 as tf
 from efl import _constants
 from efl import _gradients as gradients
 from efl._frames import last_user_line
-from efl._graph import as_graph_tensor, eager_error
-from efl._program import Metric, Program, as_metrics
+from efl._graph import as_graph_tensor, batch_collection, eager_error
+from efl._program import Metric, Program, as_metrics, feature_tensors
 from efl._task_scope import MODE, TaskScope, task_scope
 from efl._tensorflow import reference_variables
 from efl.errors import EflError, ModelError
@@ -62,12 +62,7 @@ def compile_model(model: Model) -> None:
 
         _label_use.bind(model)
     model._opt_config.warn_if_unread(opt for program in model._programs.values() for opt in program.optimizers)
-    refs = reference_variables(tf.get_default_graph())
-    if refs:
-        raise ModelError(
-            f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); "
-            "write tf.enable_resource_variables() after it, before the first variable is made"
-        )
+    _refuse_references()
     _constants.warn_of_large(tf.get_default_graph())
 
 
@@ -81,6 +76,7 @@ def _compile_loss(model: Model, scope: TaskScope, name: str) -> list[Any]:
     updates_before = set(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with _metric_variables(program):
         program.sample = _read(model, scope)
+        _note_batch(scope, program.sample)
         model._batch_is_read(scope, program.sample)
         returned = _call(model._loss_fns[scope.task], f"loss_fn of {name}", model, program.sample)
     loss = None
@@ -130,6 +126,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
             "Return a loss, or send with require_grad=True"
         )
     private = [optimizer for optimizer in assignments if gradients.is_private(optimizer)]
+    _refuse_references()
     if private and model._layers(scope):
         raise ModelError(
             f"{name}: {type(private[0]).__name__} beside the encrypted layer {model._layers(scope)[0]!r}: the layer's "
@@ -185,6 +182,15 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
     program.set_op(tf.group(counted, *exchange, *program.step_ops(), *moving, name=_op_name("train", scope)))
 
 
+def _refuse_references() -> None:
+    refs = reference_variables(tf.get_default_graph())
+    if refs:
+        raise ModelError(
+            f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); "
+            "write tf.enable_resource_variables() after it, before the first variable is made"
+        )
+
+
 def _made_since(before: set[Any]) -> list[Any]:
     return [op for op in tf.get_collection(tf.GraphKeys.UPDATE_OPS) if op not in before]
 
@@ -194,6 +200,7 @@ def _compile_evaluation(model: Model, scope: TaskScope, name: str) -> None:
     before = set(tf.trainable_variables())
     with _metric_variables(program):
         program.sample = _read(model, scope)
+        _note_batch(scope, program.sample)
         model._batch_is_read(scope, program.sample)
         returned = _call(model._eval_fns[scope.task], f"eval_fn of {name}", model, program.sample)
     made = [v.op.name for v in tf.trainable_variables() if v not in before]
@@ -297,8 +304,25 @@ def _assignments(model: Model, scope: TaskScope, name: str) -> dict[Any, tuple[l
             "applied in every step, in no order. Give each variable to one (scope_optimizer does, by scopes)"
         )
     if not any(held for held, _ in result.values()):
+        if (
+            any(map(gradients.is_private, result))
+            and model._received(scope)
+            and model._opt_config.backend_mode == "noise"
+        ):
+            raise ModelError(
+                f"{name} has a private optimizer and no variables to train, so it makes no private step, and the "
+                "gradients that it returns would have no noise. Give this party a layer of its own (a scale or a bias "
+                "will do), or set opt_config={'BACKEND_MODE': 'unnoise'}, and know that they are exact"
+            )
         return {}
     return result
+
+
+def _note_batch(scope: TaskScope, sample: Sample) -> None:
+    """Keeps all that a batch consists of, for who has to know whether a step is about the same rows."""
+    places = [feature.indices for feature in sample.features.values() if isinstance(feature, tf.SparseTensor)]
+    for tensor in [*feature_tensors(sample), *places]:
+        tf.add_to_collection(batch_collection(scope.wire), tensor)
 
 
 def _op_name(what: str, scope: TaskScope) -> str:

@@ -14,6 +14,11 @@ from efl.errors import ModelError
 RECEIVED = "efl_received"
 
 
+def batch_collection(scope: str) -> str:
+    """Names a collection: all that a batch of a scope consists of."""
+    return f"efl_batch/{scope}"
+
+
 def as_graph_tensor(value: Any, what: str) -> tf.Tensor:
     """``value`` as a dense tensor of the current graph.
 

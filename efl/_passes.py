@@ -71,7 +71,8 @@ def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
       The reason, with what to do; empty where there is one source of rows at most.
     """
     behind = ancestors(*(target.op if isinstance(target, tf.Tensor) else target for target in targets))
-    queues = [op.name for op in behind if "Dequeue" in op.type and "efl_recv" not in op.name]
+    kept = ("Dequeue", "Unstage")
+    queues = [op.name for op in behind if any(word in op.type for word in kept) and "efl_recv" not in op.name]
     if queues:
         return (
             f"rows come out of a queue ({queues[0]}), and nobody knows how often one was put into it: read them with "
@@ -174,7 +175,7 @@ class _Walk:
         if kind == "WindowDataset":
             size, shift = _number(op, 1), _number(op, 2)
             overlap = size is None or shift is None or size > shift
-            return _because(data, f"the windows of {op.name} overlap" if overlap else "")
+            return _because(_straddling(op, data), f"the windows of {op.name} overlap" if overlap else "")
         if kind.startswith("GroupByWindow"):
             mixes = f"{op.name} groups what {data.repeats} has repeated, so that rows wait for those of later passes"
             return _because(data, mixes if data.repeats else "")
@@ -184,13 +185,8 @@ class _Walk:
             return self._zipped(op, held)
         if kind == "FlatMapDataset" or "Interleave" in kind:
             return self._flattened(op, data)
-        if "atch" in kind and not kind.startswith("Unbatch") and data.repeats and data.reorders:
-            return replace(
-                data,
-                straddles=data.straddles
-                or f"{op.name} makes batches across the passes of {data.repeats}, which {data.reorders} orders anew: "
-                "a row can be in a batch twice",
-            )
+        if "atch" in kind and not kind.startswith("Unbatch"):
+            return _straddling(op, data)
         return data
 
     def _chosen(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
@@ -253,6 +249,16 @@ class _Walk:
 
 def _because(stream: _Stream, why: str) -> _Stream:
     return replace(stream, twice=stream.twice or why)
+
+
+def _straddling(op: tf.Operation, data: _Stream) -> _Stream:
+    if not (data.repeats and data.reorders) or data.straddles:
+        return data
+    return replace(
+        data,
+        straddles=f"{op.name} makes batches across the passes of {data.repeats}, which {data.reorders} orders anew: a "
+        "row can be in a batch twice",
+    )
 
 
 def _shuffled(op: tf.Operation, data: _Stream) -> _Stream:

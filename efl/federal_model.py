@@ -272,11 +272,7 @@ class FederalModel(Model):
             )
 
     def _batch_is_read(self, scope: TaskScope, sample: Any) -> None:
-        features = feature_tensors(sample)
-        places = [f.indices for f in sample.features.values() if isinstance(f, tf.SparseTensor)]
-        for tensor in [*features, *places]:
-            tf.add_to_collection(f"efl_batch/{scope.wire}", tensor)  # see efl.privacy._beside
-        read = self._communicator.send_after(scope, features)
+        read = self._communicator.send_after(scope, feature_tensors(sample))
         self._with_batch.add(scope)
         for op in self._send_ops.get(scope, []):  # made before loss_fn or eval_fn was called
             op._add_control_inputs(read)
@@ -403,8 +399,11 @@ class FederalModel(Model):
                 )
         for scope, held in self._released.items():
             from efl.privacy import _training as private_training
+            from efl.privacy import release
 
             for name in held:
+                sampled = private_training.are_samples(self._programs[scope])
+                release.check_rows(self._sent_tensors[scope][name][0], name, sampled)
                 private_training.note_conditions(self, self._programs[scope], f"{scope.wire}/{name}", "sent")
         for scope, program in self._programs.items():
             if scope.mode is MODE.TRAIN:

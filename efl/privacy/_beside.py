@@ -1,8 +1,9 @@
 """What the peer sent, or chose, that a release is made of: the release is a replay only where that is the same too.
 
-A step that is taken again has the same sums where a row of a message makes no difference to them. Would it get the same
-noise then, a peer that changes the message on purpose would see that it makes none, which no noise hides. So would a
-peer that says which rows are read: with it, all features of the batch are looked at, sample ids among them.
+A step that is taken again has the same sums where a row of a message makes no difference to them. Would it get the
+same noise then, a peer that changes the message on purpose would see that it makes none, which no noise hides. So would
+whoever sees the weights, where the step is about other rows: a peer says which are read, or every process mixes the
+data anew. So all features of the batch are looked at, sample ids among them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+import xxhash
 
-from efl._graph import RECEIVED
+from efl._graph import RECEIVED, batch_collection
 from efl._program import ancestors
-
-
-def batch_collection(scope: str) -> str:
-    """Names the collection of all that a batch of a scope consists of, where a peer may have chosen the rows."""
-    return f"efl_batch/{scope}"
 
 
 class Beside:
@@ -38,11 +35,11 @@ class Beside:
         self.digest = b""
         behind = set(ancestors(*(tensor.op for tensor in released)))
         received = [tensor for tensor in tf.get_collection(RECEIVED) if tensor.op in behind]
-        # Of a model with a peer; see FederalModel._batch_is_read.
-        received += tf.get_collection(batch_collection(scope))
+        self._received = len(received)
+        looked_at = [*received, *tf.get_collection(batch_collection(scope))]
         self.noted: tf.Operation | None = None
-        if received:
-            self.noted = tf.numpy_function(self._note, received, [], name="efl_beside")
+        if looked_at:
+            self.noted = tf.numpy_function(self._note, looked_at, [], name="efl_beside")
 
     @property
     def before(self) -> list[tf.Operation]:
@@ -50,12 +47,14 @@ class Beside:
         return [] if self.noted is None else [self.noted]
 
     def _note(self, *arrays: np.ndarray) -> None:
-        digest = hashlib.sha256()
-        for array in arrays:
+        # What a peer has made may be made to collide; own features are many, and nobody's choice.
+        messages, features = hashlib.sha256(), xxhash.xxh3_128()
+        for place, array in enumerate(arrays):
+            digest = messages if place < self._received else features
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             if array.dtype == object:
                 for each in array.ravel():
                     digest.update(len(each).to_bytes(8, "little") + each)
-            else:
-                digest.update(array.tobytes())
-        self.digest = digest.digest()
+            elif array.size:
+                digest.update(np.ascontiguousarray(array).data.cast("B"))
+        self.digest = messages.digest() + features.digest()

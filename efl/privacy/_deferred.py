@@ -123,6 +123,7 @@ class Deferred:
         overdue: Callable[[np.ndarray, np.ndarray, float], np.ndarray],
     ) -> None:
         self._deviation, self.factor, self._overdue = deviation, factor, overdue
+        self._largest: tf.Tensor
         self.dirty = False  # whether rows are owed noise
         firsts = np.cumsum([0, *(int(v.shape[0]) for v, _ in tables)]).tolist()
         self._tables = [_Table(v, gathers, first) for (v, gathers), first in zip(tables, firsts)]
@@ -144,8 +145,19 @@ class Deferred:
     # ---- outside of steps
 
     def align(self, session: tf.Session) -> None:
-        """Puts the weights on the grid, wherever they come from. Before training."""
+        """Puts the weights on the grid, wherever they come from. Before training.
+
+        Raises:
+          ModelError: The first learning rate is none to make a grid of, or weights are too large for the grid.
+        """
+        factor, unit = session.run([self.factor, self.unit])
+        if not factor and not unit:
+            raise ModelError(
+                f"{self.variables[0].op.name}: the learning rate of the first step is 0, by which nobody knows how "
+                "large later noise is: set opt_config={'DEFER_NOISE': False}, which noises whole tables in every step"
+            )
         session.run(self._align)
+        self._check_room(session.run(self._largest), "are")
 
     def flush(self, session: tf.Session) -> None:
         """Gives every row the noise that it is owed.
@@ -157,21 +169,31 @@ class Deferred:
             return
         worst = session.run([self._flush, self._worst])[1]
         self.dirty = False
+        self._check_room(worst, "have grown to")
+
+    def _check_room(self, worst: np.ndarray, how: str) -> None:
         for table, size in zip(self._tables, worst, strict=True):
             if not size < ROOM:
                 raise ModelError(
-                    f"{table.variable.op.name}: weights have grown to {size:.3g} steps of the grid on which their "
+                    f"{table.variable.op.name}: weights {how} {size:.3g} steps of the grid on which their "
                     f"noise waits, expected less than {ROOM:.3g}: lower the learning rate, or set "
                     "opt_config={'DEFER_NOISE': False}, which noises the whole table in every step"
                 )
 
     def _make_align(self) -> tf.Operation:
         first = tf.numpy_function(grid_of_rows, [self.factor * self._deviation], tf.float64)
-        unit = tf.where(self.unit.read_value() > 0, self.unit.read_value(), tf.ensure_shape(first, []))
+        # A smaller power of two is a finer grid, on which all that lay on the coarser one lies too.
+        # A rate of 0 asks for none.
+        first, known = tf.ensure_shape(first, []), self.unit.read_value()
+        finer = tf.logical_and(tf.not_equal(self.factor, 0.0), tf.logical_or(tf.equal(known, 0.0), first < known))
+        unit = tf.where(finer, first, known)
         ops = [self.unit.assign(unit, read_value=False)]
         for table in self._tables:
             on_grid = tf.round(tf.cast(table.variable.read_value(), tf.float64) / unit) * unit
             ops.append(table.variable.assign(tf.cast(on_grid, tf.float32), read_value=False))
+        with tf.control_dependencies(ops):
+            largest = [tf.reduce_max(tf.abs(table.variable.read_value())) for table in self._tables]
+            self._largest = tf.cast(tf.stack(largest), tf.float64) / self.unit.read_value()
         return tf.group(ops)
 
     def _make_flush(self) -> tuple[tf.Operation, tf.Tensor]:
@@ -264,7 +286,9 @@ class Deferred:
         out, *deltas = tf.numpy_function(release, inputs, [tf.float32] * (1 + len(sums)), name="efl_noise")
         # A gradient need not depend on what was read, so the order has to be said.
         with tf.control_dependencies([*deltas, self._caught_up]):
-            total = self._total.assign_add(tf.square(self.factor * self._deviation) + tf.square(unit) / 12)
+            # A step that moves nothing rounds nothing either.
+            rounding = tf.where(tf.equal(self.factor, 0.0), tf.zeros_like(unit), tf.square(unit) / 12)
+            total = self._total.assign_add(tf.square(self.factor * self._deviation) + rounding)
         places = self._places if same else self._places_of(rows)
         accounts: list[Callable[[], Any]] = [lambda: self._settle(places, total)]
         accounts += [lambda: total] * (len(rows) - 1)

@@ -22,7 +22,7 @@ from efl._program import Program, ancestors
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy._label_use import LabelUse
-from efl.privacy.per_example.layouts.elementwise import BROADCAST, UNARY
+from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 
 if TYPE_CHECKING:
     from efl.model import Model

@@ -54,7 +54,7 @@ def differentiate(
     config, where = model._opt_config, f"loss_fn of {name}"
     loss = program.loss_given if program.loss is not None else None
     objective = Objective(loss, [(item.name, item.tensor, item.gradient) for item in sent], list(received), where)
-    objective = replace(objective, sampled=_are_samples(program))
+    objective = replace(objective, sampled=are_samples(program))
     size = config.batch_size or _batch_size(program)
     found: dict[Any, tf.Tensor] = {}
     first: PerExample | None = None
@@ -64,7 +64,7 @@ def differentiate(
         defer = _deferring(model, program, optimizer, size) if len(private) == 1 else None
         terms = Terms(model._noise, _step(model), group, config.reduce, size, where, defer)
         microbatched = optimizer.num_microbatches is not None and optimizer.num_microbatches != size
-        if microbatched and _are_samples(program):
+        if microbatched and are_samples(program):
             raise ConfigError(
                 f"{type(optimizer).__name__} of {name}: num_microbatches={optimizer.num_microbatches} with Poisson "
                 "samples, whose size differs: leave num_microbatches out, so that each row is clipped by itself"
@@ -178,6 +178,11 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
     why = _passes.twice_in_a_pass(program)
     if several:
         more["comes_again"] = several
+    elif are_samples(program) and not all(reader.hides_batches for reader in readers):
+        more["comes_again"] = (
+            "Poisson samples were drawn by a seed of yours, so that some rows are known to come more often than "
+            "others: leave seed out, and the draws follow from a secret"
+        )
     elif why:
         advice = "shuffle before you repeat, or use efl.data.DataIO"
         more["comes_again"] = f"a row can come more than once in a pass ({why}): {advice}"
@@ -190,14 +195,15 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
         "batch_size": config.batch_size or _batch_size(program),
         "num_examples": config.num_examples,
         "drop_remainder": _drops(program),
-        "poisson": _are_samples(program) and all(reader.hides_batches for reader in readers),
+        "poisson": are_samples(program),
         **more,
     }
     if len(readers) == 1:
         model._noise.counts[group] = readers[0].num_examples
 
 
-def _are_samples(program: Program) -> bool:
+def are_samples(program: Program) -> bool:
+    """Whether the batches of a task are Poisson samples."""
     readers = _readers.own(program)
     return bool(readers) and all(reader.samples for reader in readers)
 

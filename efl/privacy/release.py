@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from efl import _graph_checks
-from efl._graph import as_graph_tensor, mark_rowwise
+from efl._graph import RECEIVED, as_graph_tensor, mark_rowwise
+from efl._program import ancestors
 from efl._task_scope import current_task_scope
 from efl.errors import ModelError
 from efl.privacy._beside import Beside
@@ -85,6 +86,7 @@ class GaussianRelease:
         with tf.control_dependencies([finite, *sent.beside.before]):
             noised = tf.numpy_function(sent.noised, [clipped, step], tensor.dtype, name="efl_release")
         mark_rowwise(noised)
+        sent.clipped, sent.op = clipped, noised.op
         # Its value is what has noise, to the last bit: adding what was taken away would round, and tell of it.
         private = tf.ensure_shape(noised, tensor.shape) + (clipped - tf.stop_gradient(clipped))
         tf.add_to_collection(_COLLECTION, (private, sent))
@@ -99,11 +101,15 @@ class Sent:
       name: Under which it is sent; empty before.
       source: Adds the noise; None before it is sent.
       beside: What the peer sent that it is made of.
+      clipped: What is noised.
+      op: That which noises it.
     """
 
     def __init__(self, release: GaussianRelease) -> None:
         self.release, self.name = release, ""
         self.source: NoiseSource | None = None
+        self.clipped: tf.Tensor | None = None
+        self.op: tf.Operation | None = None
         self.beside: Beside | None = None
 
     def noised(self, clipped: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -120,6 +126,37 @@ class Sent:
             rows=len(clipped),
             beside=b"" if self.beside is None else self.beside.digest,
         )
+
+
+def check_rows(tensor: tf.Tensor, name: str, sampled: bool) -> None:
+    """Sees to it that each row of what is released is of one row of the batch: more than one could not be bounded.
+
+    Args:
+      tensor: A release.
+      name: Under which it is sent.
+      sampled: See ``per_example.Objective``.
+
+    Raises:
+      ModelError: A row depends on other rows, or there are more of them than the batch has.
+    """
+    from efl.privacy import per_example
+
+    sent = next(sent for private, sent in tf.get_collection(_COLLECTION) if private is tensor)
+    assert sent.clipped is not None and sent.op is not None
+    behind = set(ancestors(sent.clipped.op))
+    received = [(each.op.name, each) for each in tf.get_collection(RECEIVED) if each.op in behind]
+    objective = per_example.Objective(
+        None,
+        [(name, sent.clipped, tf.zeros_like(sent.clipped))],
+        received,
+        f"GaussianRelease {name!r}",
+        sampled=sampled,
+    )
+    for expectation in per_example.check(objective):
+        numbers = [tf.cast(number, tf.int64) for number in expectation.numbers]
+        text = f"{expectation.text}"
+        check = _graph_checks.check(expectation.holds, f"GaussianRelease {name!r}", text, numbers, "privacy")
+        sent.op._add_control_input(check)
 
 
 def bind(tensor: tf.Tensor, name: str, source: NoiseSource) -> Sent | None:

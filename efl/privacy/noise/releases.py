@@ -18,6 +18,7 @@ from efl.privacy.noise.pool import Pool
 from efl.privacy.noise.seed import Seed
 from efl.privacy.noise.stream import VERSION, on_grid
 
+LEAST_STEPS = 16  # of a grid, in the noise of rows of tables
 _AT_ONCE = 1 << 18  # numbers, so that noise for a large table needs little room
 
 
@@ -107,6 +108,14 @@ class Releases:
         digest = self._digest(json.dumps(what).encode(), held) if repeatable else os.urandom(16)
         drawn = self.ledger.enter(terms, step, rows, digest, self._ahead.next())
         deviation = clip * noise_multiplier
+        if tables is not None and 0.0 < abs(tables.scale) * deviation < LEAST_STEPS * tables.step:
+            # Rounding would be larger than noise: rows that the step read would stay where they are, others move.
+            raise ConfigError(
+                f"{group}: the learning rate has become so small that the noise of a step is "
+                f"{abs(tables.scale) * deviation / tables.step:.2g} steps of the grid on which embedding rows lie, "
+                f"expected at least {LEAST_STEPS}: set opt_config={{'DEFER_NOISE': False}}, which noises whole tables "
+                "in every step, or begin with a rate that is nearer to the smallest"
+            )
         if deviation == 0.0:
             return held
         whole = held.size if tables is None else tables.start

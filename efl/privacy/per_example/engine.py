@@ -15,7 +15,7 @@ from efl.errors import ModelError
 from efl.privacy.per_example import parts, portions, rules
 from efl.privacy.per_example.groups import Groups
 from efl.privacy.per_example.layouts.layout import Mixed, Ragged, Rows, Shared
-from efl.privacy.per_example.layouts.walk import Walk
+from efl.privacy.per_example.layouts.walk import Expectation, Walk
 from efl.privacy.per_example.uses import Meeting, examples_of, meetings, source
 
 _log = logging.getLogger("efl")
@@ -142,9 +142,9 @@ class PerExample:
             plan = self._whole(variable)
             part = plan.parts[0] if isinstance(plan.parts, list) and len(plan.parts) == 1 else None
             shape = variable.shape
-            together = isinstance(part, parts.Lookup) and not part.one_each and shape.rank == 2
+            table = shape.rank == 2 and shape.is_fully_defined()
             # A table that is read in another form has other rows.
-            if together and shape.is_fully_defined() and part.d.shape[1] == shape[1]:
+            if table and isinstance(part, parts.Lookup) and not part.one_each and part.d.shape[1] == shape[1]:
                 alike.setdefault((int(shape[1]), part.d.dtype), []).append((part, int(shape[0])))
             else:
                 norms.append(self.squared_norm(variable))
@@ -227,9 +227,14 @@ def _added(squares: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.add_n([tf.cast(each, tf.float32) for each in squares])
 
 
-def check(objective: Objective) -> None:
-    """Raises ``ModelError`` where an example's loss is not known to depend on that example alone."""
-    _walk(objective)
+def check(objective: Objective) -> list[Expectation]:
+    """Raises ``ModelError`` where an example's loss is not known to depend on that example alone.
+
+    Returns:
+      What has to hold at run time for that to be right.
+    """
+    walk, _, _ = _walk(objective)
+    return walk.expectations
 
 
 def _walk(objective: Objective) -> tuple[Walk, list[tf.Tensor], tf.Tensor | None]:
