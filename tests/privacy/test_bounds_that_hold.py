@@ -82,7 +82,7 @@ def test_a_smaller_rate_of_a_second_fit_has_a_finer_grid() -> None:
     coarse, first = tables.unit(made), made.get_weights()["table/rows"]
     with made.session.graph.as_default():
         rate().load(0.5 / 2**6, made.session)
-    train(made, 6)
+    train(made, 4)
     assert tables.unit(made) == coarse / 2**6
     moved = (made.get_weights()["table/rows"] - first) * 2**6 / tables.DEVIATION
     for rows in (moved[: tables.READ], moved[tables.READ :]):  # four steps of the smaller rate
