@@ -18,6 +18,13 @@ import xxhash
 from efl._graph import RECEIVED, batch_collection
 from efl._program import ancestors
 
+_NOTES = "efl_beside"
+
+
+def notes() -> list[tf.Operation]:
+    """The ops of this graph that only look whether a step is a replay: what they are handed leaves by none of them."""
+    return list(tf.get_collection(_NOTES))
+
 
 class Beside:
     """The messages behind a release, and the batch that it is about.
@@ -40,6 +47,7 @@ class Beside:
         self.noted: tf.Operation | None = None
         if looked_at:
             self.noted = tf.numpy_function(self._note, looked_at, [], name="efl_beside")
+            tf.add_to_collection(_NOTES, self.noted)
 
     @property
     def before(self) -> list[tf.Operation]:

@@ -21,6 +21,7 @@ import tensorflow.compat.v1 as tf
 from efl._program import Program, ancestors
 from efl._task_scope import MODE
 from efl.errors import ModelError
+from efl.privacy import _beside
 from efl.privacy._label_use import LabelUse
 from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 
@@ -187,7 +188,7 @@ def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:
     for op, what in told.items():
         if op in reached:
             return what
-    runs = set(ancestors(program.op, *told))
+    runs = set(ancestors(program.op, *told)).difference(_beside.notes())
     for op in reached:
         if op in runs and op._is_stateful and op.type != "Assert":
             return f"the operation {op.name!r} ({op.type})"

@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 
 import efl
 from efl.errors import ConfigError, ModelError
-from efl.privacy.noise import Ledger, Releases, Seed
+from efl.privacy.noise import ROOM, Ledger, Releases, Seed
 from efl.privacy.optimizers import PrivateOptimizer
 from tests.federation.harness import run_both
 
@@ -379,6 +379,11 @@ def test_weights_that_outgrow_the_grid_end_the_run() -> None:
 
     made = model(loss=wild, rate=1e-4)
     made.set_weights({"table/rows": np.full((ROWS, WIDTH), 100.0, np.float32)})
+    with pytest.raises(ModelError, match=r"table/rows: weights are .* steps of the grid .*DEFER_NOISE"):
+        made.fit(efl.procedure_fn.train(max_step=2))
+    made = model(loss=wild)
+    made.fit(efl.procedure_fn.train(max_step=1))
+    made.set_weights({"table/rows": np.full((ROWS, WIDTH), (ROOM - 100) * unit(made), np.float32)})
     with pytest.raises(ModelError, match=r"table/rows: weights have grown to .* steps of the grid .*DEFER_NOISE"):
         made.fit(efl.procedure_fn.train(max_step=2))
 

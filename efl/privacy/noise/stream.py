@@ -1,40 +1,41 @@
 """Standard normal variates from a cryptographic stream, and the grid on which what they are added to is released.
 
-The stream is AES-256 in counter mode: whoever does not know the key cannot tell it from random bits. Points that are
-uniform in the unit disc become pairs of normal variates by the polar method (Marsaglia and Bray, 1964, "A convenient
-method for generating normal variables"), in double precision throughout: 64 random bits for each coordinate of a point,
-of which the 53 leading ones of its value are kept.
+The stream is AES-256 in counter mode: whoever does not know the key cannot tell it from random bits. Each variate is
+made of 64 of them, by the ziggurat method (Marsaglia and Tsang, 2000, "The ziggurat method for generating random
+variables"), in double precision: the last ten say which of 1024 layers of equal area under the density, all of them
+where in that layer. 3 in 1000 end near the layer's rim, where further bits of the stream decide, or draw again.
 
 What floating point promises. No sampler with finitely many values is exactly Gaussian, and which values a release can
 take at all may tell what the noise was added to (Mironov, 2012, "On significance of the least significant bits for
-differential privacy"). It is not enough to look at single numbers: two variates of one pair share a radius and an
-angle, and if either has few bits, the pair tells. So every release is rounded to a grid (``on_grid``) that does not
-depend on the data, of steps of 2**-10 to 2**-9 standard deviations of its noise. A value on it stands for an interval
-of the real line, two of one pair for a square of the plane, in which 2**83 points of the disc end or more. What is
-released is a rounded Gaussian, but for errors that move the ends of these intervals: rounding of logarithm, root and
-product, a few units in the 53rd bit of the variate, and of the sum, 2**-53 of its size. For sums of up to 2**8
-standard deviations they are less than 2**-44 of a standard deviation, and change the probability of what is released
-by less than one part in 2**33 on average. Over a run that releases 2**27 numbers (26 000 weights, 5 000 steps) that
-adds less than 0.02 to ε if all of them point the same way, some 10**-6 if they do not. Variates reach 13 standard
-deviations; beyond lies a probability of 10**-38.
+differential privacy"). So every release is rounded to a grid (``on_grid``) that does not depend on the data, of steps
+of 2**-10 to 2**-9 standard deviations of its noise. A value on it stands for an interval of the real line. Of the 2**54
+places in a layer 2**41 or more lie in each interval that the layer covers, and no two variates share any bits. What is
+released is a rounded Gaussian, but for errors that move the ends of these intervals: of the places themselves, a few
+units in the 53rd bit of the variate, and of the sum, 2**-53 of its size. For sums of up to 2**8 standard deviations
+they are less than 2**-44 of a standard deviation, and change the probability of what is released by less than one part
+in 2**33 on average. (Errors of the layers' tables, logarithm and exponential change it by parts in 2**50.) Over a run
+that releases 2**27 numbers (26 000 weights, 5 000 steps) that adds less than 0.02 to ε if all of them point the same
+way, some 10**-6 if they do not. Variates reach 13 standard deviations; beyond lies a probability of 10**-38.
 
-That is an argument, not a proof: logarithm and root are numpy's. Nothing is promised of how long anything takes,
+That is an argument, not a proof: logarithm and exponential are numpy's. Nothing is promised of how long anything takes,
 though no draw depends on the data. Nor of the sums themselves: they are formed in single precision, where rounding may
 make two neighbouring ones differ by slightly more than the clip (Casacuberta et al., 2022, arXiv:2207.10635).
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 32
-VERSION = 2  # changes with what a key draws: a release of another version cannot be repeated
+VERSION = 3  # changes with what a key draws: a release of another version cannot be repeated
 _START = bytes(16)
-_AT_ONCE = 1 << 13  # points, so that what is worked on stays in the processor's cache
-_SPARE = 1.3  # points drawn for each that is needed: 4 / π lie outside of the disc, and some more by chance
+_AT_ONCE = 1 << 14  # variates, so that what is worked on stays in the processor's cache
+_LAYERS = 1 << 10
 _STEPS = 9  # the grid has 2**9 to 2**10 steps in a standard deviation
 
 
@@ -48,37 +49,123 @@ def gaussian(key: bytes, count: int) -> np.ndarray:
     Returns:
       float64 ``[count]``, the same for the same key and count.
     """
-    stream = Cipher(algorithms.AES(key), modes.CTR(_START)).encryptor()
-    half = (count + 1) // 2
-    out = np.empty((2, half))
-    most = min(_AT_ONCE, _drawn_for(half))
-    nothing, drawn = memoryview(bytes(16 * most)), bytearray(16 * most + 15)  # as much room as the cipher asks for
-    room = np.empty((4, most))
-    done = 0
-    while done < half:
-        points = min(most, _drawn_for(half - done))
-        stream.update_into(nothing[: 16 * points], drawn)
-        x, y, square, work = room[:, :points]
-        np.multiply(np.frombuffer(drawn, np.int64, 2 * points).reshape(2, points), 2.0**-63, out=room[:2, :points])
-        np.multiply(x, x, out=square)
-        square += np.multiply(y, y, out=work)
-        inside = np.flatnonzero(square < 1.0)[: half - done]
-        end = done + inside.size
-        # Every index is inside: "clip" only spares the check.
-        squared = square.take(inside, out=work[: inside.size], mode="clip")
-        factor = np.log(squared, out=square[: inside.size])
-        factor /= squared
-        factor *= -2.0
-        np.sqrt(factor, out=factor)
-        for axis, ready in ((x, out[0, done:end]), (y, out[1, done:end])):
-            axis.take(inside, out=ready, mode="clip")
-            ready *= factor
-        done = end
-    return out.reshape(-1)[:count]
+    out = np.empty(count)
+    _Ziggurat(key, max(1, min(count, _AT_ONCE))).fill(out)
+    return out
 
 
-def _drawn_for(points: int) -> int:
-    return int(_SPARE * points) + 32
+class _Ziggurat:
+    """The variates of one key, in order."""
+
+    def __init__(self, key: bytes, most: int) -> None:
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(_START)).encryptor()
+        # As much room as the cipher asks for.
+        self._nothing, self._drawn = memoryview(bytes(8 * most)), bytearray(8 * most + 15)
+        self._places, self._room = np.empty(most, np.int64), np.empty(most)
+        self._at_rim = np.empty(-(-most // 8) * 8, bool)
+
+    def fill(self, out: np.ndarray) -> None:
+        """Fills a float64 vector."""
+        most, layers = len(self._places), _layers()
+        for begin in range(0, out.size, most):
+            part = out[begin : begin + most]
+            bits = self._bits(part.size)
+            places = np.bitwise_and(bits, _LAYERS - 1, out=self._places[: part.size])
+            np.copyto(part, bits)
+            # Every place is inside: "wrap" only spares the check.
+            part *= layers.widths.take(places, out=self._room[: part.size], mode="wrap")
+            inner = layers.inner.take(places, out=self._room[: part.size], mode="wrap")
+            self._at_rim[part.size :] = False
+            np.greater_equal(np.abs(part), inner, out=self._at_rim[: part.size])
+            rim = _true(self._at_rim)
+            if rim.size:
+                part[rim] = self._settled(part[rim], places[rim])
+
+    def _settled(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """What becomes of variates that lie at the rim of their layers, float64 ``[R]``; ``places`` says which."""
+        layers, tail = _layers(), places == 0
+        heights = layers.heights[places] + self._uniform(values.size) * layers.rises[places]
+        refused = ~tail & (heights >= np.exp(-0.5 * values * values))
+        values[tail] = np.copysign(self._tail(int(tail.sum())), values[tail])
+        again = np.empty(int(refused.sum()))
+        if again.size:
+            self.fill(again)
+            values[refused] = again
+        return values
+
+    def _tail(self, count: int) -> np.ndarray:
+        """Variates above the lowest layer's end (Marsaglia, 1964, "Generating a variable from the tail")."""
+        end, found = _layers().end, np.empty(count)
+        left = np.arange(count)
+        while left.size:
+            beyond = -np.log(self._uniform(left.size)) / end
+            good = -2.0 * np.log(self._uniform(left.size)) > beyond * beyond
+            found[left[good]] = end + beyond[good]
+            left = left[~good]
+        return found
+
+    def _uniform(self, count: int) -> np.ndarray:
+        """Above 0, up to 1, in steps of 2**-53."""
+        return ((self._bits(count).view(np.uint64) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
+
+    def _bits(self, count: int) -> np.ndarray:
+        """int64 ``[count]`` of the stream; what was given out before is overwritten."""
+        self._cipher.update_into(self._nothing[: 8 * count], self._drawn)
+        return np.frombuffer(self._drawn, np.int64, count)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Layers of equal area under exp(-x²/2), ``[1024]`` from the lowest up; the tail belongs to the lowest.
+
+    Attributes:
+      end: Where the lowest one ends and the tail begins.
+      widths: Of a layer over 2**63: by it an int64 becomes a place in the layer. Of the lowest, with the tail as a part
+        of the same height.
+      inner: What is nearer to zero than this is under the density for certain; of the lowest, what is not in the tail.
+      heights: Of the layer's lower side.
+      rises: From there to its upper side.
+    """
+
+    end: float
+    widths: np.ndarray
+    inner: np.ndarray
+    heights: np.ndarray
+    rises: np.ndarray
+
+
+@functools.cache
+def _layers() -> _Layers:
+    low, high = 2.0, 8.0  # where the lowest layer may end
+    while low < (end := (low + high) / 2) < high:
+        low, high = (low, end) if _outer_ends(end)[1] < 1.0 else (end, high)
+    outer, _ = _outer_ends(high)
+    inner = np.array([*outer, 0.0])
+    density = np.exp(-0.5 * np.square(inner))
+    lower = np.array([0.0, *density[:-1]])
+    widths = np.array([_area(high) / density[0], *outer]) * 2.0**-63
+    return _Layers(high, widths, inner, lower, density - lower)
+
+
+def _outer_ends(end: float) -> tuple[list[float], float]:
+    """The ends of all layers but the lowest, which is ``end`` for the first of them, and the last one's upper side."""
+    area, ends = _area(end), [end]
+    height = math.exp(-0.5 * end * end) + area / end
+    while len(ends) < _LAYERS - 1 and height < 1.0:
+        ends.append(math.sqrt(-2.0 * math.log(height)))
+        height += area / ends[-1]
+    return ends, height if len(ends) == _LAYERS - 1 else math.inf
+
+
+def _area(end: float) -> float:
+    """Of the lowest layer with its tail, where it ends there."""
+    return end * math.exp(-0.5 * end * end) + math.sqrt(math.pi / 2) * math.erfc(end / math.sqrt(2))
+
+
+def _true(flags: np.ndarray) -> np.ndarray:
+    """Which of many flags are set, where few are; a multiple of eight of them."""
+    near = (np.flatnonzero(flags.view(np.uint64))[:, np.newaxis] * 8 + np.arange(8)).ravel()
+    return near[flags[near]]
 
 
 def on_grid(values: np.ndarray, deviation: float) -> np.ndarray:

@@ -416,7 +416,7 @@ def _times(part: parts.Part, slope: tf.Tensor) -> parts.Part | None:
     if isinstance(part, parts.Whole):
         return parts.Whole(part.g * slope)
     if isinstance(part, parts.Lookup):
-        width = tf.shape(part.d)[1]
+        width = part.d.shape[1] if part.d.shape[1] is not None else tf.shape(part.d)[1]
         d = part.d * tf.gather(tf.reshape(slope, [-1, width]), part.ids)
         return parts.Lookup(part.ids, part.owner, d, part.count, part.one_each)
     if isinstance(part, parts.Outer):

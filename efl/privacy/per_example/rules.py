@@ -335,7 +335,7 @@ def _lookup(use: Use, groups: Groups) -> Part | None:
             return None
     if op.type != "Gather" and not segments and op.get_attr("batch_dims"):
         return None
-    width = op.inputs[0].shape[1:].num_elements() if op.inputs[0].dtype != tf.resource else None
+    width = _width(op)
     delta, owner = use.delta, None
     if segments:
         delta, owner = _by_segment(op, delta), groups.owner(entries)
@@ -354,6 +354,14 @@ def _lookup(use: Use, groups: Groups) -> Part | None:
         return None
     flat = tf.reshape(ids, [-1])
     return Lookup(tf.cast(flat, tf.int64), owner, _rows_of(delta, flat, width), groups.count)
+
+
+def _width(op: tf.Operation) -> int | None:
+    """How many numbers a row has that is looked up, if the graph says so."""
+    if op.inputs[0].dtype != tf.resource:
+        return op.inputs[0].shape[1:].num_elements()
+    rank = op.inputs[1].shape.rank
+    return None if rank is None else op.outputs[0].shape[rank:].num_elements()
 
 
 def _rows_of(delta: tf.Tensor, ids: tf.Tensor, width: int | None) -> tf.Tensor:
