@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from efl.errors import CheckpointError, ConfigError
-from efl.privacy.noise import Ledger, Phase, Releases, Seed, gaussian, ledger
+from efl.privacy.noise import Ledger, Phase, Releases, Seed, gaussian, ledger, stream
 
 KEY = bytes(range(32))
 RELEASE = {"step": 3, "group": "train", "clip": 2.0, "noise_multiplier": 1.5, "rows": 8}
@@ -40,6 +40,29 @@ def test_variates_are_standard_normal() -> None:
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 4 / np.sqrt(z.size)
     half = z.size // 2
     assert abs(np.corrcoef(z[:half] ** 2, z[half : 2 * half] ** 2)[0, 1]) < 4 / np.sqrt(half)
+
+
+def test_no_layer_of_the_ziggurat_has_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    layers = stream._layers()
+    ends = np.array([0.0, *sorted(layers.inner)[1:], np.inf])
+    # Of one area, and the last one closes.
+    areas = 2.0**63 * layers.widths * layers.rises
+    np.testing.assert_allclose(areas, areas[0], rtol=1e-11)
+    assert len(areas) == 1024 and areas.sum() > np.sqrt(np.pi / 2)
+
+    def chance(z: np.ndarray) -> float:
+        """Of so many in each of the outermost layers, were z normal; much of what is in them is at their rims."""
+        found, expected = np.histogram(abs(z), ends)[0][-40:], 2 * z.size * -np.diff(stats.norm.sf(ends))[-40:]
+        return float(stats.chi2.sf(((found - expected) ** 2 / expected).sum(), len(found)))
+
+    z = gaussian(KEY, 10_000_000)
+    tail = abs(z[abs(z) > layers.end])
+    assert chance(z) > 1e-4
+    assert stats.kstest(tail, lambda x: 1 - stats.norm.sf(x) / stats.norm.sf(layers.end)).pvalue > 1e-4
+    assert abs((z > layers.end).sum() - len(tail) / 2) < 4 * np.sqrt(len(tail)) / 2
+    monkeypatch.setattr(stream._Ziggurat, "_settled", lambda self, values, places: values)
+    assert chance(gaussian(KEY, 10_000_000)) < 1e-10
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 131_071, 131_072, 131_073])
