@@ -7,11 +7,13 @@
     xr, u     F → L       Enc(x) packed along the features, Enc(U); in training
     zc        L → F       Enc(x·V + R), R uniform mod n
     zp        F → L       x·V + R + x·U + bell mod n; the leader takes R off and has Z
-    dw        L → F       Enc(xᵀ·(learning_rate·dY)·2^sh + mask), mask = (V' - V)·2^sh + low; in training
+    dw        L → F       Enc(xᵀ·(learning_rate·dY)·2^sh + mask), mask = (V' - V + μ·P)·2^sh + low; in training
     dx, scale L → F       Enc(dY·(V + U) + bell), and the power of two by which dY was multiplied
 
-After it the shares are V' and U' = U - ⌊dw / 2^sh⌋, which is an unbiased rounding: W' = W - learning_rate·xᵀ·dY. Both
-parties hash what was sent into the tag of their share, so that shares which are not of one another are recognised.
+After it the shares are V' and U' = U - Q', Q' = ⌊dw / 2^sh + μ·Q⌋, which is an unbiased rounding: W' = W - M', where
+M' = μ·M + learning_rate·xᵀ·dY is the velocity, of which the leader's share is P' = V - V' and the follower's Q'.
+Without momentum μ is 0. Both parties hash what was sent into the tag of their share, so that shares which are not of
+one another are recognised.
 
 The follower learns dX (with a bell on it), the largest magnitude in dY to a power of two, and nothing else; the leader
 learns Z (with a bell on it). ``docs/encrypted_layers.md`` tells what follows from these.
@@ -24,7 +26,7 @@ import hashlib
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -89,20 +91,32 @@ class Share:
     Attributes:
       values: int64, of the shape of W, multiples of 2**-16.
       tag: uint8 ``[32]``; that of the other party's share is the same.
+      velocity: This party's part of what W moved by in the last step, as ``values``; None without momentum.
     """
 
     values: np.ndarray
     tag: np.ndarray
+    velocity: np.ndarray | None = None
 
     def updated(self, values: np.ndarray, message: np.ndarray) -> Share:
         """The share after the update that a message has made."""
         digest = hashlib.sha256(self.tag.tobytes() + np.ascontiguousarray(message).tobytes()).digest()
-        return Share(values, np.frombuffer(digest, np.uint8))
+        moved = None if self.velocity is None else self.values - values
+        return Share(values, np.frombuffer(digest, np.uint8), moved)
+
+    def carried(self, momentum: float, shift: int) -> np.ndarray | int:
+        """What the last step's movement adds to this one's, times 2**shift, to the nearest integer."""
+        if self.velocity is None:
+            return 0
+        factor = round(momentum * 2.0**w.MOMENTUM_BITS)
+        half = 1 << (w.MOMENTUM_BITS - 1)
+        return ((self.velocity.astype(object) * factor << shift) + half) >> w.MOMENTUM_BITS
 
 
-def first_share(values: np.ndarray) -> Share:
+def first_share(values: np.ndarray, momentum: float = 0.0) -> Share:
     """The share of a layer that was never trained, from weights (float64)."""
-    return Share(np.rint(values * 2.0**w.WEIGHT_BITS).astype(np.int64), np.zeros(TAG_BYTES, np.uint8))
+    whole = np.rint(values * 2.0**w.WEIGHT_BITS).astype(np.int64)
+    return Share(whole, np.zeros(TAG_BYTES, np.uint8), np.zeros_like(whole) if momentum else None)
 
 
 class ActiveLayer:
@@ -113,6 +127,7 @@ class ActiveLayer:
       kind: Of the layer.
       inputs: Columns of x.
       outputs: Of Z.
+      momentum: Of W's updates, from 0 up to 1; the same at both parties.
       name: Of the layer, for messages.
       output_limit_bits: |Z| ≤ 2^this.
       clip: Whether larger inputs than 32 are clipped, counted and logged rather than refused.
@@ -125,12 +140,13 @@ class ActiveLayer:
         inputs: int,
         outputs: int,
         *,
+        momentum: float = 0.0,
         name: str = "hetero",
         output_limit_bits: int = 6,
         clip: bool = False,
     ) -> None:
         self._scheme, self._shape, self._name, self._clip = scheme, (kind, inputs, outputs), name, clip
-        self._limit, self._warned, self._looked = output_limit_bits, False, False
+        self._momentum, self._limit, self._warned, self._looked = momentum, output_limit_bits, False, False
 
     def forward(self, channel: Channel, x: np.ndarray, share: Share, train: bool) -> Share:
         """Gives the leader its Z.
@@ -156,7 +172,7 @@ class ActiveLayer:
         channel.send("head", _head(len(x), share.tag))
         channel.send("xc", self._scheme.encrypt(self._scheme.pack(fine, products.outputs)))
         if _number(channel.recv("origin"), 1, f"{self._name}/origin of the leader") and not share.tag.any():
-            share = Share(np.zeros_like(share.values), share.tag)
+            share = replace(share, values=np.zeros_like(share.values))
             self._warn_of_origin()
         if train:
             rows = self._rows(x, share)
@@ -190,7 +206,8 @@ class ActiveLayer:
         plain = scheme.decrypt(message, *products.updated, what)
         bound = products.widths.update_bound
         masked = products.picked(scheme.unpack(plain, products.updates, bound, what))
-        moved = (masked - products.weight_gradient_offset(rows)) >> products.widths.update_shift
+        shift = products.widths.update_shift
+        moved = (masked - products.weight_gradient_offset(rows) + share.carried(self._momentum, shift)) >> shift
         new = share.updated((share.values - moved).astype(np.int64), message)
         what = f"{self._name}/dx of the leader"
         plain = scheme.decrypt(channel.recv("dx"), *products.returned, what)
@@ -230,7 +247,7 @@ class ActiveLayer:
             )
 
     def _products(self, batch: int) -> Products:
-        return _products(self._scheme, self._shape, batch, self._limit)
+        return _products(self._scheme, self._shape, batch, self._limit, self._momentum)
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
         if x.ndim != 2 or x.shape[1] != self._shape[1] or not len(x):
@@ -261,6 +278,7 @@ class PassiveLayer:
       inputs: Columns of the follower's x.
       outputs: Of Z.
       learning_rate: Of W.
+      momentum: Of W's updates, from 0 up to 1; the same at both parties.
       name: Of the layer, for messages.
       known_origin: Whether W begins as weights that the leader knows, so that the follower's share is nothing.
       output_limit_bits: |Z| ≤ 2^this.
@@ -274,13 +292,14 @@ class PassiveLayer:
         outputs: int,
         *,
         learning_rate: float,
+        momentum: float = 0.0,
         name: str = "hetero",
         known_origin: bool = False,
         output_limit_bits: int = 6,
     ) -> None:
         self._origin = np.array(known_origin, np.int64)
         self._scheme, self._shape, self._rate, self._name = scheme, (kind, inputs, outputs), learning_rate, name
-        self._limit = output_limit_bits
+        self._momentum, self._limit = momentum, output_limit_bits
 
     def forward(self, channel: Channel, share: Share, batch: int | None = None) -> np.ndarray:
         """Gets Z.
@@ -298,7 +317,7 @@ class PassiveLayer:
         """
         channel.send("origin", self._origin)
         rows = self._batch_of(channel.recv("head"), share, batch)
-        products, scheme = _products(self._scheme, self._shape, rows, self._limit), self._scheme
+        products, scheme = self._products(rows), self._scheme
         what = f"{self._name}/xc of the follower"
         product = products.output(scheme.read(channel.recv("xc"), *products.inputs, what), share.values)
         groups, m = products.outputs.groups, products.widths.outputs
@@ -329,7 +348,7 @@ class PassiveLayer:
                 f"encrypted layer {self._name!r}: {np.count_nonzero(~np.isfinite(gradient))} of {gradient.size} "
                 "numbers of its output's gradient are NaN or infinite: is the loss?"
             )
-        products, scheme = _products(self._scheme, self._shape, len(gradient), self._limit), self._scheme
+        products, scheme = self._products(len(gradient)), self._scheme
         widths = products.widths
         # V is uniform once it was updated; before, it may be what somebody can guess. And the follower, who has W - V,
         # could try all W of a few weights.
@@ -338,6 +357,7 @@ class PassiveLayer:
         step = self._step(gradient, widths, secret)
         fresh = drawn.share(widths.share_shape)
         change = (fresh.astype(object) - share.values) << widths.update_shift
+        change += share.carried(self._momentum, widths.update_shift)
         mask = products.update_mask(change + drawn.uniform(widths.share_shape, widths.update_shift))
         rows = products.features.groups, widths.batch
         x = scheme.read(channel.recv("xr"), *rows, f"{self._name}/xr of the follower")
@@ -352,6 +372,9 @@ class PassiveLayer:
         channel.send("dx", scheme.finish(returned, products.own_input_gradient(share.values, step, bell)))
         channel.send("scale", np.array(scale, np.int64))
         return share.updated(fresh, message)
+
+    def _products(self, batch: int) -> Products:
+        return _products(self._scheme, self._shape, batch, self._limit, self._momentum)
 
     def _step(self, gradient: np.ndarray, widths: Widths, secret: bytes) -> np.ndarray:
         scaled = gradient * self._rate * 2.0**widths.step_scale_bits
@@ -383,9 +406,11 @@ class PassiveLayer:
         return rows
 
 
-def _products(scheme: PublicScheme, shape: tuple[Kind, int, int], batch: int, limit_bits: int) -> Products:
+def _products(
+    scheme: PublicScheme, shape: tuple[Kind, int, int], batch: int, limit_bits: int, momentum: float
+) -> Products:
     kind, inputs, outputs = shape
-    return PRODUCTS[kind](scheme, Widths(kind, inputs, outputs, batch, limit_bits))
+    return PRODUCTS[kind](scheme, Widths(kind, inputs, outputs, batch, limit_bits, bool(momentum)))
 
 
 def _head(batch: int, tag: np.ndarray) -> np.ndarray:

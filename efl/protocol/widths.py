@@ -8,6 +8,7 @@
     learning_rate·dY      13 + ⌈log₂ B⌉        13                         ≤ 2^-⌈log₂ B⌉, clipped
     dY, for dX            follows from max|dY| 13                         the scale
     Z                     28                   28 + output bits           |Z| ≤ output_limit, refused beyond
+    momentum              16                   16                         below 1
 
 Hiding: the leader's new share covers Xᵀ·(lr·dY), which has ⌈log₂ B⌉ + 26 bits, by its 62 + sh = 67 + ⌈log₂ B⌉: 41 more.
 Each slot of a sum keeps GUARD_BITS beyond its bound, so that what drifts out of it is met, before it can reach a
@@ -27,6 +28,7 @@ INPUT_BITS, INPUT_ROW_BITS = 12, 8  # fraction of x: forward, and for the weight
 WEIGHT_BITS = 16  # fraction of W
 WEIGHT_LIMIT_BITS = 3  # |W| ≤ 8
 SHARE_BITS = 62
+MOMENTUM_BITS = 16
 STEP_BITS = 13  # of learning_rate·dY and of dY, in magnitude
 GUARD_BITS = 4
 HIDING_BITS = 40
@@ -51,6 +53,7 @@ class Widths:
       outputs: Columns of Z; d for ``ELEMENTWISE``.
       batch: B, rows.
       output_limit_bits: |Z| ≤ 2^this.
+      momentum: Whether the update carries some of the last one.
 
     Raises:
       ConfigError: Something is not positive.
@@ -61,6 +64,7 @@ class Widths:
     outputs: int
     batch: int
     output_limit_bits: int = 6
+    momentum: bool = False
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.outputs, self.batch) < 1:
@@ -118,13 +122,13 @@ class Widths:
         gradient = _ceil_log2(self.batch) + INPUT_LIMIT_BITS + INPUT_ROW_BITS + STEP_BITS
         if SHARE_BITS + self.update_shift < gradient + 1 + HIDING_BITS:
             raise AssertionError("a share would not hide the gradient of the weights")
-        return SHARE_BITS + self.update_shift + 3
+        return SHARE_BITS + self.update_shift + 3 + self.momentum
 
     @property
     def update_bound(self) -> int:
-        """The largest magnitude of the weights' masked gradient: a difference of shares, and what it covers."""
+        """The largest magnitude of the weights' masked gradient: a difference of shares, or two, and what it covers."""
         gradient = _ceil_log2(self.batch) + INPUT_LIMIT_BITS + INPUT_ROW_BITS + STEP_BITS + 2
-        return (1 << (SHARE_BITS + self.update_shift)) + (1 << gradient)
+        return (1 << (SHARE_BITS + self.update_shift + self.momentum)) + (1 << gradient)
 
     # ---- dX
 

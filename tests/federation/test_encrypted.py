@@ -80,7 +80,7 @@ def scripts(kind: str) -> tuple[str, str]:
     return LEADER.replace("LAYER(", f"{passive}("), FOLLOWER.replace("LAYER(", f"{active}(")
 
 
-def joint(kind: str) -> dict[str, np.ndarray]:
+def joint(kind: str, momentum: float = 0.0) -> dict[str, np.ndarray]:
     """The same model in one process, of plain TensorFlow."""
     tf.reset_default_graph()
     x, label, _ = problem.batches()
@@ -89,7 +89,11 @@ def joint(kind: str) -> dict[str, np.ndarray]:
     w1, w2 = (tf.get_variable(f"hetero/{name}", initializer=start_value("hetero", shape)) for name in ("w1", "w2"))
     z = left @ w1 + right @ w2 if kind == "dense" else tf.concat([left * w1, right * w2], 1)
     loss = cross_entropy(label, dense(tf.tanh(z), z.shape[1], 3, "top"))
-    train = tf.train.GradientDescentOptimizer(RATE).minimize(loss)
+    others = [v for v in tf.trainable_variables() if v is not w2]
+    train = tf.group(
+        tf.train.GradientDescentOptimizer(RATE).minimize(loss, var_list=others),
+        tf.train.MomentumOptimizer(RATE, momentum).minimize(loss, var_list=[w2]),
+    )
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
         for _ in range(STEPS):
@@ -121,6 +125,16 @@ def test_training_is_that_of_one_process(folder: Path, kind: str) -> None:
     assert "the leader has given it weights that it knows" in results["follower"].output
     assert results["leader"].output.count("mode=eval") == 1
     assert "were clipped" not in results["leader"].output
+
+
+def test_momentum_of_the_shared_weights_is_that_of_one_process(folder: Path) -> None:
+    leader, follower = (text.replace("4, 0.5", "4, 0.5, momentum=0.5, ") for text in scripts("dense"))
+    leader = leader.replace("momentum=0.5, , START", "START, momentum=0.5")
+    run_both(folder, leader, follower.replace(", )", ")"), end=SAVE)
+    got, expected = weights(folder), joint("dense", 0.5)
+    assert np.abs(expected["hetero/w2"] - joint("dense")["hetero/w2"]).max() > 0.05
+    for name in ("hetero/w2", "right/kernel"):
+        np.testing.assert_allclose(got[name], expected[name], atol=2e-3, rtol=0, err_msg=name)
 
 
 def test_another_learning_rate_is_another_run(folder: Path) -> None:

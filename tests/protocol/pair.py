@@ -58,14 +58,20 @@ class Step:
 class Pair:
     """A leader and a follower with shares of the weights ``[inputs, outputs]`` or ``[inputs]``."""
 
-    def __init__(self, key: PrivateKey, kind: Kind, weights: np.ndarray, rate: float = 0.1, **more: Any) -> None:
+    def __init__(
+        self, key: PrivateKey, kind: Kind, weights: np.ndarray, rate: float = 0.1, momentum: float = 0.0, **more: Any
+    ) -> None:
         outputs = weights.shape[-1]
         shape = kind, weights.shape[0], outputs
         self.kind, self.rate, self.key = kind, rate, key
-        self.active = ActiveLayer(PrivatePaillier(Engine(key.public, workers=0), key), *shape, **more)
-        self.passive = PassiveLayer(PublicPaillier(Engine(key.public, workers=0)), *shape, learning_rate=rate)
+        private, public = (
+            PrivatePaillier(Engine(key.public, workers=0), key),
+            PublicPaillier(Engine(key.public, workers=0)),
+        )
+        self.active = ActiveLayer(private, *shape, momentum=momentum, **more)
+        self.passive = PassiveLayer(public, *shape, learning_rate=rate, momentum=momentum)
         half = np.random.default_rng(5).normal(size=weights.shape) * 0.1
-        self.leader, self.follower = first_share(weights - half), first_share(half)
+        self.leader, self.follower = first_share(weights - half, momentum), first_share(half, momentum)
 
     @property
     def weights(self) -> np.ndarray:

@@ -248,3 +248,38 @@ def test_evaluation_leaves_shares_as_they_are(kind: Kind, monkeypatch: pytest.Mo
     assert set(evaluated.sent) < set(trained.sent) and evaluated.shares is None
     assert all(share is pair.follower for share in returned)
     assert all(np.array_equal(a, b.values) for a, b in zip(before, (pair.leader, pair.follower)))
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("momentum", [0.9, 0.3])
+def test_momentum_is_tensorflows(kind: Kind, momentum: float) -> None:
+    """Of batches of several sizes, so that the update is masked at several scales."""
+    rng = np.random.default_rng(3)
+    weights = rng.uniform(-0.3, 0.3, (5, 3) if kind is Kind.DENSE else 5)
+    pair, velocity = Pair(key(), kind, weights, rate=0.5, momentum=momentum), np.zeros_like(weights)
+    for batch in (8, 8, 40, 3, 8, 8):
+        x = rng.uniform(-1, 1, (batch, 5))
+        dy = rng.normal(size=(batch, weights.shape[-1])) * 0.1 / batch
+        found = pair.step(x, dy)
+        assert not found.errors, found.errors
+        # tf.train.MomentumOptimizer: accumulation = momentum * accumulation + gradient; w -= rate * accumulation.
+        velocity = momentum * velocity + 0.5 * (x.T @ dy if kind is Kind.DENSE else (x * dy).sum(0))
+        weights = weights - velocity
+    assert np.abs(velocity).max() > 0.01
+    # x is rounded to 2^-8, the update to 2^-16, and what a step is off by moves the weights 1 / (1 - momentum) times.
+    np.testing.assert_allclose(pair.weights, weights, rtol=0, atol=6 * 2.0**-13 / (1 - momentum))
+    moved = pair.leader.velocity + pair.follower.velocity
+    np.testing.assert_allclose(moved * 2.0**-16, velocity, rtol=0, atol=2.0**-13 / (1 - momentum))
+
+
+def test_a_velocity_is_shared_as_weights_are() -> None:
+    """Each part is a difference of two uniform shares; either alone is the same for other gradients."""
+    rng = np.random.default_rng(4)
+    for gradient in (0.0, 0.1):
+        pair = Pair(key(), Kind.DENSE, rng.normal(size=(8, 6)) * 0.1, momentum=0.9)
+        for _ in range(2):
+            pair.step(rng.normal(size=(4, 8)), np.full((4, 6), gradient))
+        for share in (pair.leader, pair.follower):
+            size = np.abs(share.velocity.astype(np.float64))
+            assert size.max() < 2.0**62 + 2.0**30
+            assert abs(size.mean() / (2.0**62 / 3) - 1) < 0.4  # of a difference of two uniform ones: a third

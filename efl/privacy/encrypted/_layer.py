@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -25,34 +26,41 @@ if TYPE_CHECKING:
 _VERSION = 1  # of the rounds
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What both parties have to say alike of a layer.
+
+    Attributes:
+      kind: What the layer computes.
+      inputs: Columns of the follower's embedding.
+      outputs: Columns that come out of it.
+      learning_rate: Of the shared weights.
+      momentum: Of their updates.
+      name: Of the layer.
+      output_limit: The largest magnitude of what comes out, a power of two.
+    """
+
+    kind: Kind
+    inputs: int
+    outputs: int
+    learning_rate: float
+    momentum: float
+    name: str
+    output_limit: float
+
+
 class EncryptedLayer:
     """One party's end of a layer whose weights are shared.
 
     Args:
       communicator: Of a ``FederalModel``.
       public: The follower's key.
-      kind: What the layer computes.
-      inputs: Columns of the follower's embedding.
-      outputs: Columns that come out of it.
-      learning_rate: Of the shared weights.
-      name: The same at both parties.
+      terms: Of the layer.
       role: Whose end this is.
-      output_limit: The largest magnitude of what comes out, a power of two.
     """
 
-    def __init__(
-        self,
-        communicator: Communicator,
-        public: PublicKey,
-        kind: Kind,
-        inputs: int,
-        outputs: int,
-        learning_rate: float,
-        name: str,
-        role: str,
-        output_limit: float,
-    ) -> None:
-        what = type(self).__name__
+    def __init__(self, communicator: Communicator, public: PublicKey, terms: Terms, role: str) -> None:
+        what, name = type(self).__name__, terms.name
         if not isinstance(communicator, Communicator):
             raise ConfigError(f"{what}: communicator={communicator!r:.80}: expected the communicator of a FederalModel")
         if communicator.federal_role != role:
@@ -62,20 +70,24 @@ class EncryptedLayer:
             )
         if not isinstance(name, str) or not name.isidentifier():
             raise ConfigError(f"{what}: name={name!r}: expected letters, digits and underscores")
-        self._communicator, self._public, self._kind, self._name = communicator, public, kind, name
-        self._inputs, self._outputs = checked_size(what, "dim", inputs), outputs
-        self._learning_rate = checked_number("learning_rate", learning_rate, 0.0, may_be_least=True)
-        self._limit_bits = _limit_bits(what, output_limit)
-        terms = {
+        self._communicator, self._public, self._kind, self._name = communicator, public, terms.kind, name
+        self._inputs, self._outputs = checked_size(what, "dim", terms.inputs), terms.outputs
+        self._learning_rate = checked_number("learning_rate", terms.learning_rate, 0.0, may_be_least=True)
+        self._momentum = checked_number("momentum", terms.momentum, 0.0, may_be_least=True)
+        if self._momentum >= 1.0:
+            raise ConfigError(f"{what}: momentum={terms.momentum!r}: expected a number below 1")
+        self._limit_bits = _limit_bits(what, terms.output_limit)
+        declared = {
             "version": _VERSION,
-            "kind": kind.value,
-            "follower_dim": inputs,
-            "outputs": outputs,
+            "kind": terms.kind.value,
+            "follower_dim": terms.inputs,
+            "outputs": terms.outputs,
             "learning_rate": self._learning_rate,
+            "momentum": self._momentum,
             "output_limit": 2.0**self._limit_bits,
             "key": public.fingerprint,
         }
-        for term, value in terms.items():
+        for term, value in declared.items():
             communicator.declare(f"encrypted/{name}/{term}", value)
         # Worker processes begin before TensorFlow's threads do.
         self._engine(lambda part: None).start()
@@ -125,7 +137,7 @@ class EncryptedLayer:
         )
 
     def _share(self, draw: Callable[[], tf.Tensor]) -> ShareVariables:
-        return ShareVariables(self._name, self.share_shape, draw)
+        return ShareVariables(self._name, self.share_shape, draw, bool(self._momentum))
 
     def _check_input(self, tensor: tf.Tensor, dim: int) -> None:
         what = f"{type(self).__name__} {self._name!r}"
@@ -141,32 +153,32 @@ class EncryptedLayer:
 class ShareVariables:
     """A share of a layer's weights in the graph: ``name/share`` int64, ``name/tag`` uint8 ``[32]``. In checkpoints.
 
+    With momentum there is ``name/velocity`` int64 too.
+
     Args:
       name: Of the layer.
       shape: Of the weights.
       draw: Makes the tensor of the initial share.
+      momentum: Whether there is a velocity.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], draw: Callable[[], tf.Tensor]) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], draw: Callable[[], tf.Tensor], momentum: bool) -> None:
         # Under the name alone, wherever the layer is called: in training and evaluation it is one layer.
         with tf.variable_scope(tf.VariableScope(tf.AUTO_REUSE, name), auxiliary_name_scope=False), tf.device("/cpu:0"):
-            self._values = tf.get_variable(
-                "share",
-                shape,
-                tf.int64,
-                initializer=lambda *args, **kwargs: draw(),
-                trainable=False,
-                use_resource=True,
-            )
-            self._tag = tf.get_variable(
-                "tag", [TAG_BYTES], tf.uint8, initializer=tf.zeros_initializer(), trainable=False, use_resource=True
-            )
-        self.tensors = [self._values.read_value(), self._tag.read_value()]
-        self.kinds = [(tf.int64, tf.TensorShape(shape)), (tf.uint8, tf.TensorShape([TAG_BYTES]))]
+            zeros: Any = tf.zeros_initializer()
+            made = [("share", shape, tf.int64, lambda *args, **kwargs: draw()), ("tag", (TAG_BYTES,), tf.uint8, zeros)]
+            made += [("velocity", shape, tf.int64, zeros)] if momentum else []
+            self._variables = [
+                tf.get_variable(name, shape, dtype, initializer=start, trainable=False, use_resource=True)
+                for name, shape, dtype, start in made
+            ]
+        self.tensors = [variable.read_value() for variable in self._variables]
+        self.kinds = [(variable.dtype, variable.shape) for variable in self._variables]
 
-    def assign(self, values: tf.Tensor, tag: tf.Tensor) -> list[tf.Operation]:
-        """Ops that replace the share."""
-        return [self._values.assign(values, read_value=False), self._tag.assign(tag, read_value=False)]
+    def assign(self, *tensors: tf.Tensor) -> list[tf.Operation]:
+        """Ops that replace the share, by what ``arrays_of`` has made of another."""
+        pairs = zip(self._variables, tensors, strict=True)
+        return [variable.assign(tensor, read_value=False) for variable, tensor in pairs]
 
 
 def bound_to(job_of: list[Job]) -> Callable[[float], None]:
@@ -194,7 +206,13 @@ def work_of(job_of: list[Job], function: Callable[[Job, Sequence[np.ndarray]], S
 
 def share_of(values: Sequence[np.ndarray]) -> Share:
     """The share whose tensors a job was handed."""
-    return Share(np.asarray(values[0], np.int64), np.asarray(values[1], np.uint8))
+    velocity = np.asarray(values[2], np.int64) if len(values) > 2 else None
+    return Share(np.asarray(values[0], np.int64), np.asarray(values[1], np.uint8), velocity)
+
+
+def arrays_of(share: Share) -> list[np.ndarray]:
+    """What ``share_of`` makes a share of."""
+    return [share.values, share.tag, *([] if share.velocity is None else [share.velocity])]
 
 
 def checked_size(what: str, argument: str, value: int) -> int:

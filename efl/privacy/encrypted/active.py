@@ -17,7 +17,16 @@ from efl._task_scope import MODE
 from efl.communicator import Communicator
 from efl.errors import ConfigError
 from efl.privacy.encrypted import initial, warned
-from efl.privacy.encrypted._layer import EncryptedLayer, bound_to, checked_size, file_path, share_of, work_of
+from efl.privacy.encrypted._layer import (
+    EncryptedLayer,
+    Terms,
+    arrays_of,
+    bound_to,
+    checked_size,
+    file_path,
+    share_of,
+    work_of,
+)
 from efl.privacy.encrypted._trained import depends_on_trained
 from efl.protocol.rounds import ActiveLayer
 from efl.protocol.widths import Kind
@@ -31,12 +40,7 @@ class _Active(EncryptedLayer):
         communicator: Communicator,
         public_file: str | os.PathLike[str],
         private_file: str | os.PathLike[str],
-        kind: Kind,
-        inputs: int,
-        outputs: int,
-        learning_rate: float,
-        name: str,
-        output_limit: float,
+        terms: Terms,
         clip: bool,
     ) -> None:
         from efl.paillier import PrivateKey, PublicKey
@@ -49,7 +53,7 @@ class _Active(EncryptedLayer):
                 f"{what}: {private_file} is of key {self._private.public.fingerprint}, and {public_file} is key "
                 f"{public.fingerprint}: give the two files of one pair"
             )
-        super().__init__(communicator, public, kind, inputs, outputs, learning_rate, name, "follower", output_limit)
+        super().__init__(communicator, public, terms, "follower")
         self._clip = clip
 
     def __call__(self, embedding: tf.Tensor) -> tf.Tensor:
@@ -76,6 +80,7 @@ class _Active(EncryptedLayer):
             self._kind,
             self._inputs,
             self._outputs,
+            momentum=self._momentum,
             name=self._name,
             output_limit_bits=self._limit_bits,
             clip=self._clip,
@@ -87,7 +92,7 @@ class _Active(EncryptedLayer):
             if not trains:
                 return [np.array(True)]
             new, gradient = layer.backward(job, values[0], effective)
-            return [gradient.astype(values[0].dtype), new.values, new.tag]
+            return [gradient.astype(values[0].dtype), *arrays_of(new)]
 
         kinds: list[Any] = [(x.dtype, x.shape), *share.kinds] if trains else [(tf.bool, tf.TensorShape([]))]
         results = rounds.run("step", work_of(job_of, work), [x, *share.tensors], kinds)
@@ -121,6 +126,7 @@ class EncryptActiveLayer(_Active):
       noise_initializer: Accepted and without effect: masks and shares are always fresh.
       update_noise: As ``noise_initializer``.
       name: Of the layer, the same at both parties; each layer of a model has its own.
+      momentum: Of w's updates, 0 up to below 1, as in ``tf.train.MomentumOptimizer``; the same at both parties.
       output_limit: |x∘w| stays below it: a power of two, the same at both parties. A larger number ends the run.
       clip: Inputs beyond ±32 are clipped, counted and logged rather than refused.
 
@@ -140,6 +146,7 @@ class EncryptActiveLayer(_Active):
         update_noise: bool = True,
         name: str = "hetero",
         *,
+        momentum: float = 0.0,
         output_limit: float = 64.0,
         clip: bool = False,
     ) -> None:
@@ -148,9 +155,8 @@ class EncryptActiveLayer(_Active):
             **({} if noise_initializer is None else {"noise_initializer": noise_initializer}),
             **({} if update_noise else {"update_noise": update_noise}),
         )
-        super().__init__(
-            communicator, public_file, private_file, Kind.ELEMENTWISE, dim, dim, learning_rate, name, output_limit, clip
-        )
+        terms = Terms(Kind.ELEMENTWISE, dim, dim, learning_rate, momentum, name, output_limit)
+        super().__init__(communicator, public_file, private_file, terms, clip)
 
 
 class EncryptActiveDense(_Active):
@@ -167,6 +173,7 @@ class EncryptActiveDense(_Active):
       units: Columns of x·W, the same at both parties; fewer than ``dim`` hide more.
       learning_rate: Of W, by gradient descent; the same at both parties.
       name: Of the layer, the same at both parties; each layer of a model has its own.
+      momentum: Of W's updates, 0 up to below 1, as in ``tf.train.MomentumOptimizer``; the same at both parties.
       output_limit: |x·W| stays below it: a power of two, the same at both parties. A larger number ends the run.
       clip: Inputs beyond ±32 are clipped, counted and logged rather than refused.
 
@@ -184,6 +191,7 @@ class EncryptActiveDense(_Active):
         learning_rate: float = 0.01,
         name: str = "hetero",
         *,
+        momentum: float = 0.0,
         output_limit: float = 64.0,
         clip: bool = False,
     ) -> None:
@@ -193,6 +201,5 @@ class EncryptActiveDense(_Active):
                 f"{what}: {units} units of {dim} columns: with as many outputs as inputs or more, who learned W (by "
                 "knowing as many rows as there are columns) could compute the other rows; fewer units hide more"
             )
-        super().__init__(
-            communicator, public_file, private_file, Kind.DENSE, dim, units, learning_rate, name, output_limit, clip
-        )
+        terms = Terms(Kind.DENSE, dim, units, learning_rate, momentum, name, output_limit)
+        super().__init__(communicator, public_file, private_file, terms, clip)

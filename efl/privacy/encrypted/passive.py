@@ -15,7 +15,16 @@ from efl._rounds import Job
 from efl._task_scope import MODE
 from efl.communicator import Communicator
 from efl.privacy.encrypted import initial, warned
-from efl.privacy.encrypted._layer import EncryptedLayer, bound_to, checked_size, file_path, share_of, work_of
+from efl.privacy.encrypted._layer import (
+    EncryptedLayer,
+    Terms,
+    arrays_of,
+    bound_to,
+    checked_size,
+    file_path,
+    share_of,
+    work_of,
+)
 from efl.protocol.rounds import PassiveLayer
 from efl.protocol.widths import Kind
 
@@ -29,26 +38,21 @@ class _Passive(EncryptedLayer):
         self,
         communicator: Communicator,
         public_file: str | os.PathLike[str],
-        kind: Kind,
         dim: int,
-        inputs: int,
-        outputs: int,
-        learning_rate: float,
         initializer: Initializer | None,
-        name: str,
-        output_limit: float,
+        terms: Terms,
     ) -> None:
         from efl.paillier import PublicKey
 
         what = type(self).__name__
         self._dim, self._initializer = checked_size(what, "dim", dim), initializer
-        checked_size(what, "recv_dim", inputs)
+        checked_size(what, "recv_dim", terms.inputs)
         public = PublicKey.load(file_path(what, "public_file", public_file))
-        super().__init__(communicator, public, kind, inputs, outputs, learning_rate, name, "leader", output_limit)
+        super().__init__(communicator, public, terms, "leader")
         if initializer is not None:
             warned.warn(
-                f"{what} {name!r}: with an initializer the leader knows the weights of the first step, and can compute "
-                "the follower's inputs of that batch; leave it out"
+                f"{what} {terms.name!r}: with an initializer the leader knows the weights of the first step, and can "
+                "compute the follower's inputs of that batch; leave it out"
             )
 
     def _received(self, own: tf.Tensor) -> tf.Tensor:
@@ -64,6 +68,7 @@ class _Passive(EncryptedLayer):
             self._inputs,
             self._outputs,
             learning_rate=self._learning_rate,
+            momentum=self._momentum,
             name=self._name,
             known_origin=self._initializer is not None,
             output_limit_bits=self._limit_bits,
@@ -71,11 +76,12 @@ class _Passive(EncryptedLayer):
         as_numpy = own.dtype.as_numpy_dtype
 
         def forward(job: Job, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-            return [layer.forward(job, share_of(values), int(values[2])).astype(as_numpy)]
+            *share, rows = values
+            return [layer.forward(job, share_of(share), int(rows)).astype(as_numpy)]
 
         def backward(job: Job, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-            new = layer.backward(job, values[2], share_of(values))
-            return [new.values, new.tag]
+            *share, gradient = values
+            return arrays_of(layer.backward(job, gradient, share_of(share)))
 
         rows = tf.shape(own)[0]
         kinds: list[Any] = [(own.dtype, tf.TensorShape([own.shape[0], self._outputs]))]
@@ -111,6 +117,7 @@ class EncryptPassiveLayer(_Passive):
       initializer: Of w₁ and w₂. By default both are spread around one, w₂ in two secret parts; with an initializer this
         party knows w₂ until the first update, and so the first batch of x.
       name: Of the layer, the same at both parties; each layer of a model has its own.
+      momentum: Of w₂'s updates, 0 up to below 1, as in ``tf.train.MomentumOptimizer``; the same at both parties.
       output_limit: |x∘w₂| stays below it: a power of two, the same at both parties. A larger number ends the run.
 
     Raises:
@@ -128,13 +135,12 @@ class EncryptPassiveLayer(_Passive):
         initializer: Initializer | None = None,
         name: str = "hetero",
         *,
+        momentum: float = 0.0,
         output_limit: float = 64.0,
     ) -> None:
         warned.warn_of_elementwise()
-        super().__init__(
-            communicator, public_file, Kind.ELEMENTWISE, dim, recv_dim, recv_dim, learning_rate, initializer, name,
-            output_limit,
-        )  # fmt: skip
+        terms = Terms(Kind.ELEMENTWISE, recv_dim, recv_dim, learning_rate, momentum, name, output_limit)
+        super().__init__(communicator, public_file, dim, initializer, terms)
 
     def __call__(self, embedding: tf.Tensor) -> tf.Tensor:
         """Joins the parties' embeddings, in every step of the current task and mode.
@@ -174,6 +180,7 @@ class EncryptPassiveDense(_Passive):
       initializer: Of W₁ and W₂. By default Glorot's uniform one, W₂ in two secret parts; with an initializer this party
         knows W₂ until the first update.
       name: Of the layer, the same at both parties; each layer of a model has its own.
+      momentum: Of W₂'s updates, 0 up to below 1, as in ``tf.train.MomentumOptimizer``; the same at both parties.
       output_limit: |x·W₂| stays below it: a power of two, the same at both parties. A larger number ends the run.
 
     Raises:
@@ -191,6 +198,7 @@ class EncryptPassiveDense(_Passive):
         initializer: Initializer | None = None,
         name: str = "hetero",
         *,
+        momentum: float = 0.0,
         output_limit: float = 64.0,
     ) -> None:
         what = type(self).__name__
@@ -199,9 +207,8 @@ class EncryptPassiveDense(_Passive):
                 f"{what}: with one unit the follower can compute W₂ and the output's gradient of each row from two "
                 "steps, and with a logistic loss label and score: take several units"
             )
-        super().__init__(
-            communicator, public_file, Kind.DENSE, dim, recv_dim, units, learning_rate, initializer, name, output_limit
-        )
+        terms = Terms(Kind.DENSE, recv_dim, units, learning_rate, momentum, name, output_limit)
+        super().__init__(communicator, public_file, dim, initializer, terms)
 
     def __call__(self, embedding: tf.Tensor) -> tf.Tensor:
         """Joins the parties' embeddings, in every step of the current task and mode.
