@@ -47,7 +47,7 @@ def raise_if_refused(error: Exception, who: str, step: int, wire: str) -> None:
     failed = _FAILED.search(error.message) if isinstance(error, tf.errors.InvalidArgumentError) else None
     if failed is None:
         return
-    label, message, arrived = failed.groups()
+    label, message, arrived = (text.replace("\\'", "'").replace('\\"', '"') for text in failed.groups())
     _log.error("%s, step %d of %s: %s: %s", who, step, wire, label, arrived.replace("] [", " "))
     is_model = message.startswith("predictions") or label.startswith("efl.privacy")
     kind = ModelError if is_model else DataError

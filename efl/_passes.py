@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 from efl import _readers
+from efl._pass_sizes import PassSize, pass_size
 from efl._program import Program, ancestors
 
 _OF_A_READER = "efl_reader/"  # of efl.data, which knows how often a row comes
@@ -61,6 +62,32 @@ def shifted(program: Program) -> str:
     return _first(program, "shifted")
 
 
+def drops_rows(program: Program) -> bool | None:
+    """Whether passes over a task's data may leave their last rows out.
+
+    Args:
+      program: Of the task; its sample is built.
+
+    Returns:
+      None where no batches are made that the graph shows.
+    """
+    found = [size.drops for _, size in _sizes(program) if size.drops is not None]
+    return any(found) if found else None
+
+
+def most_rows(program: Program) -> tuple[int, str] | None:
+    """How many rows a pass over a task's data has at most.
+
+    Args:
+      program: Of the task; its sample is built.
+
+    Returns:
+      (rows, the iterator), or None where the graph does not show it.
+    """
+    found = [(size.rows, name) for name, size in _sizes(program) if size.rows is not None]
+    return min(found) if found else None
+
+
 def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
     """Why a step may bring a row in more than one way.
 
@@ -71,6 +98,12 @@ def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
       The reason, with what to do; empty where there is one source of rows at most.
     """
     behind = ancestors(*(target.op if isinstance(target, tf.Tensor) else target for target in targets))
+    once = [op.name for op in behind if op.type in ("DatasetToSingleElement", "ReduceDataset")]
+    if once:
+        return (
+            f"a step reads a data set from its beginning ({once[0]}), and has the same rows each time: read it by an "
+            "iterator"
+        )
     kept = ("Dequeue", "Unstage")
     queues = [op.name for op in behind if any(word in op.type for word in kept) and "efl_recv" not in op.name]
     if queues:
@@ -88,13 +121,24 @@ def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
 
 
 def _first(program: Program, what: str) -> str:
-    handles = () if program.sample is None else _readers.iterators_of(program)
-    for handle in sorted(handles, key=lambda op: op.name):
-        for tensor in () if handle.name.startswith(_OF_A_READER) else _data_sets(handle):
+    for handle, made in _own(program):
+        for tensor in made:
             why = str(getattr(_Walk(handle.graph).stream(tensor), what))
             if why:
                 return f"{handle.name}: {why}"
     return ""
+
+
+def _sizes(program: Program) -> list[tuple[str, PassSize]]:
+    """Of the iterators that read one data set: of those that read several by turns nobody knows which it is."""
+    return [(handle.name, pass_size(made[0])) for handle, made in _own(program) if len(made) == 1]
+
+
+def _own(program: Program) -> list[tuple[tf.Operation, list[tf.Tensor]]]:
+    """The iterators of a task's sample that are not efl's, each with its data sets."""
+    handles = () if program.sample is None else _readers.iterators_of(program)
+    own = [handle for handle in handles if not handle.name.startswith(_OF_A_READER)]
+    return [(handle, _data_sets(handle)) for handle in sorted(own, key=lambda op: op.name)]
 
 
 def _data_sets(handle: tf.Operation) -> list[tf.Tensor]:
@@ -162,8 +206,11 @@ class _Walk:
         held = [self.stream(tensor) for tensor in _inputs(op)]
         data = _Stream.joined(held)
         kind = op.type
-        if kind in ("RangeDataset", "RandomDataset"):
-            return _Stream(reorders=op.name if kind == "RandomDataset" else "", counts=True)
+        if kind == "RangeDataset":
+            return _Stream(counts=True)
+        if kind == "RandomDataset":
+            drawn = f"{op.name} draws numbers at random, and may draw one several times"
+            return _Stream(reorders=op.name, counts=True, twice=drawn)
         if kind == "RepeatDataset":
             return data if _number(op, 1) == 1 else replace(data, repeats=op.name)
         if kind.startswith("Shuffle"):
@@ -201,8 +248,8 @@ class _Walk:
         return _because(data, f"{op.name} takes rows of {shared} several times" if shared else "")
 
     def _zipped(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
-        data = _Stream.joined(held)
         rows = [each for each in held if not each.counts]
+        data = _Stream.joined(rows or held)
         again = [each.repeats for each in rows if each.repeats]
         if again and len(rows) > 1:
             return _because(

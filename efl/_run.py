@@ -191,6 +191,14 @@ class Run:
                 "%s: no checkpoint_dir, so the noise seed and the ledger of what is released end with this process",
                 self._role,
             )
+        elif self.keeping.iterators.saveables:
+            _log.warning(
+                "%s: checkpoints in %s hold rows of the data: those that wait in the buffers of your own tf.data "
+                "iterators (shuffle, prefetch, batch). Give away weights (get_weights), and not this folder; "
+                "efl.data.DataIO leaves no rows in it",
+                self._role,
+                folder,
+            )
         if holder.open(None if folder is None else folder / "privacy"):
             _log.warning(
                 "%s: the noise seed of %s is gone; a new one was made. Steps that are taken again get other noise, and "

@@ -339,6 +339,9 @@ def candidates(
             continue
         if getattr(variable, "handle", None) is None:
             continue
+        if variable.constraint is not None:
+            _log.info("%s has a constraint, for which all of it is noised in each step", variable.op.name)
+            continue
         readers = [op for op in variable.handle.consumers() if op.type not in _HARMLESS]
         here = [op for op in readers if op in inside]
         if not here or any(op.type != "ResourceGather" or op._get_control_flow_context() for op in here):

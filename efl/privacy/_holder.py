@@ -181,6 +181,12 @@ class NoiseHolder:
             if group in self.counts:
                 self.count_examples(group, self.counts.pop(group)())
             conditions = self.conditions.get(group)
+            said = None if conditions is None or conditions.get("poisson") else conditions.get("batch_size")
+            if said is not None and rows > said:
+                raise ConfigError(
+                    f"{group}: a batch has {rows} rows, and opt_config BATCH_SIZE (or the shape of the loss) says "
+                    f"{said}, from which follows how often a row takes part"
+                )
             if conditions is None:  # numbers of another dtype, of a release that is counted under its first part's name
                 first = self.conditions.get(group.split("#")[0], {})
                 conditions = {name: first[name] for name in ("stretch", "in_each") if name in first}

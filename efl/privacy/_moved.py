@@ -19,15 +19,17 @@ _PASS_ON = frozenset({"Identity", "Enter", "Exit", "Switch", "Merge", "NextItera
 # Give numbers that come from no data, or from their inputs alone.
 _OWN = frozenset({"Const", "VarHandleOp", "VariableV2", "NoOp", "Print", *_READS})
 _ACCOUNTS = "efl_privacy/"  # names of efl's own variables; see _deferred
+_ITERATES = ("IteratorGetNext", "OptionalGetValue", "DatasetToSingleElement")
 _PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderV2"})
 
 
 def moved_by_data(program: Program) -> list[tf.Variable]:
     """The variables that a training step changes, beside the optimizers, by what depends on the data.
 
-    Everything that a step runs is looked at: what a loss waits for runs too. An average of the weights is not among
-    them: it tells nothing that the weights did not tell. Nor is what a private optimizer updates, which has noise, nor
-    where a reader of efl is in its files. Variables of other optimizers are named with these.
+    Everything that a step runs is looked at: what a loss waits for runs too; and what nobody runs but a hook. An
+    average of the weights is not among them: it tells nothing that the weights did not tell. Nor is what a private
+    optimizer updates, which has noise, nor where a reader of efl is in its files. Variables of other optimizers are
+    named with these.
     """
     if program.op is None:
         return []
@@ -41,7 +43,8 @@ def moved_by_data(program: Program) -> list[tf.Variable]:
         (updated if is_private else unnoised).update(v.ref() for v in [*held, *_state(optimizer)])
         made |= optimizer.made if is_private else set()
     found: dict[object, tf.Variable] = {}
-    for op in ancestors(program.op, *(tensor.op for tensor in program.fetched)):
+    steps = ancestors(program.op, *(tensor.op for tensor in program.fetched))
+    for op in steps:
         if not _writes(op):
             continue
         for tensor in op.inputs:
@@ -52,6 +55,15 @@ def moved_by_data(program: Program) -> list[tf.Variable]:
                 continue
             if entrance(op.inputs) is not None:
                 found[variable.ref()] = variable
+    inside = set(steps)
+    for handle, variable in handles.items():
+        if variable.op.name in readers or variable.ref() in found:
+            continue
+        # What no step runs, a hook may.
+        beside = [op for op in _writers(handle) if op not in inside and op is not variable.initializer]
+        brought = (entrance(op.inputs) for op in beside)
+        if any(op is not None and op.type.startswith(_ITERATES) for op in brought):
+            found[variable.ref()] = variable
     return list(found.values())
 
 

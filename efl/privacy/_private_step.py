@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from efl import _graph_checks
+from efl._program import ancestors
 from efl.errors import ConfigError, ModelError
 from efl.privacy import per_example
 from efl.privacy._beside import Beside
@@ -293,7 +294,14 @@ def _reduced(objective: Objective, reduce: Reduce, rows: int) -> tuple[Objective
         return value
 
     probe = tf.placeholder(losses.dtype, [rows])
-    if per_example.reads_input(alone(probe), probe):
+    reduced = alone(probe)
+    kept = sorted(op.name for op in ancestors(reduced.op) if op.op_def.is_stateful and op is not probe.op)
+    if kept:
+        raise ModelError(
+            f"{objective.where}: REDUCE uses {kept[0]!r}, which keeps a state or reads a variable, so a micro-batch "
+            "could hand something on to the next: expected a function of the losses alone"
+        )
+    if per_example.reads_input(reduced, probe):
         raise ModelError(f"{objective.where}: REDUCE reads more of the batch than the losses that it is handed")
     # One micro-batch at a time, so that nothing a function does can mix them.
     held = tf.stop_gradient(tf.reshape(losses, [-1, rows]))

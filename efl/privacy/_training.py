@@ -174,6 +174,12 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
             f"opt_config BATCH_SIZE: {config.batch_size}, but the reader of {name} has batch_size={read[0]}, from "
             "which follows how often a row takes part: leave BATCH_SIZE out"
         )
+    most = _passes.most_rows(program)
+    if config.num_examples and most is not None and most[0] < config.num_examples:
+        raise ConfigError(
+            f"opt_config NUM_EXAMPLES: {config.num_examples}, but a pass over the data of {most[1]} has {most[0]} rows "
+            f"at most, from which follows how often a row takes part: {name} has to be given the rows of a pass"
+        )
     several = _passes.several_sources(_targets(model, program))
     why = _passes.twice_in_a_pass(program)
     if several:
@@ -213,8 +219,8 @@ def _drops(program: Program) -> bool:
     readers = _readers.own(program)
     if readers:
         return all(reader.drop_remainder for reader in readers)
-    given = program.loss_given  # a batch whose size is known while the graph is built is always full
-    return given is not None and bool(given.shape.rank) and given.shape[0] is not None
+    # Where nobody can tell, fewer batches are taken for a pass: then there are more passes, and a row comes more often.
+    return _passes.drops_rows(program) is not False
 
 
 def _batch_size(program: Program) -> int | None:

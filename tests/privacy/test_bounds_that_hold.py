@@ -308,3 +308,142 @@ def test_rows_out_of_a_staging_area_have_no_figure() -> None:
             return tf.reshape(area.get(), [BATCH, 3])
 
     no_figure(compiled(staged, plain), "rows come out of a queue")
+
+
+# ---- a batch of one row, and what it is repeated by
+
+
+def ones(m: efl.Model, s: efl.Sample, with_rows) -> tf.Tensor:
+    w = tf.get_variable("w", [3, 2], initializer=tf.zeros_initializer())
+    count = tf.shape(s["x"])[0]
+    return tf.reduce_sum(tf.reshape(with_rows(s["x"], w), tf.stack([count, -1])), 1)
+
+
+@pytest.mark.parametrize(
+    "repeating",
+    [
+        lambda x, w: (x + tf.random.normal([BATCH, 3])) @ w,
+        lambda x, w: tf.broadcast_to(x, [BATCH, 3]) @ w,
+        lambda x, w: tf.matmul(x[:, None, :], tf.ones([BATCH, 3, 3])) @ w,
+        lambda x, w: tf.where(tf.ones([BATCH, 3]) > 0, x, 0 * x) @ w,
+    ],
+)
+def test_the_last_batch_of_one_row_is_not_repeated_unseen(repeating) -> None:
+    rows = X[: BATCH + 1]  # the second batch has one row
+
+    def batches() -> tf.Tensor:
+        return read(tf.data.Dataset.from_tensor_slices(rows).batch(BATCH).repeat())
+
+    made = compiled(batches, lambda m, s: ones(m, s, repeating), NUM_EXAMPLES=BATCH + 1)
+    with pytest.raises(ModelError, match=r"repeats the row of a batch of one|another number of rows than the loss"):
+        train(made, 2)
+
+
+def test_what_has_one_place_may_meet_a_batch_of_one_row() -> None:
+    rows = X[: BATCH + 1]
+    made = compiled(
+        lambda: read(tf.data.Dataset.from_tensor_slices(rows).batch(BATCH).repeat()),
+        lambda m, s: ones(m, s, lambda x, w: (x + tf.random.normal([1, 3]) * tf.ones([3])) @ w),
+        NUM_EXAMPLES=BATCH + 1,
+    )
+    train(made, 2)
+
+
+# ---- gradients and norms
+
+
+@pytest.mark.parametrize("gradient", [tf.sign, tf.math.cumsum])
+def test_a_gradient_of_ones_own_is_one_also_where_it_is_a_function_of_tensorflow(gradient) -> None:
+    def loss_fn(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        passed = tf.custom_gradient(lambda v: (tf.identity(v), gradient))(tf.get_variable("w", [3]))
+        return tf.reduce_sum(s["x"] * passed, 1)
+
+    with pytest.raises(ModelError, match="has a gradient of the user's own"):
+        compiled(lambda: read(slices(X)()), loss_fn)
+
+
+def test_gradients_that_tensorflow_writes_so_are_its_own() -> None:
+    def loss_fn(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        return tf.reduce_sum(tf.nn.swish(tf.layers.dense(s["x"], 2)), 1)
+
+    train(compiled(lambda: read(slices(X)()), loss_fn), 1)
+
+
+@pytest.mark.parametrize("kind", ["one direction", "few positions", "many positions", "a function of each number"])
+def test_what_a_tiny_and_a_huge_factor_make_is_clipped(kind: str) -> None:
+    clip, tiny, huge = 1e-3, 1e-19, 1e18
+
+    def loss_fn(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        x, size = s["x"][:, 0], 300 if kind == "many positions" else 4
+        w = tf.get_variable("w", [size, size], initializer=tf.zeros_initializer())
+        if kind == "one direction":
+            return x * huge * tf.reduce_sum(w)
+        if kind == "a function of each number":
+            return tf.reduce_sum((huge + 0 * s["x"][:, :1]) * tf.ones([1, size]) @ tf.sin(w), 1) * x
+        a = huge * tf.ones([1, 2, size]) + 0 * s["x"][:, :1, None]
+        return tf.reduce_sum(tf.reshape(tf.reshape(a, [-1, size]) @ w, [-1, 2 * size]), 1) * x
+
+    optimizer = efl.DPGradientDescentGaussianOptimizer(clip, 0.0, learning_rate=1.0)
+    made = compiled(lambda: read(slices(np.full_like(X, tiny))()), loss_fn, optimizer)
+    train(made, 1)
+    assert 0.9 * clip < np.linalg.norm(made.get_weights()["w"]) < 1.0001 * clip
+
+
+def test_a_reduction_keeps_no_state() -> None:
+    kept: dict[str, tf.Variable] = {}
+
+    def loss_fn(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        kept["v"] = tf.get_variable("kept", [], trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
+        return plain(m, s)
+
+    def reduce(losses: tf.Tensor) -> tf.Tensor:
+        with tf.control_dependencies([kept["v"].assign_add(tf.reduce_sum(losses))]):
+            return tf.reduce_sum(losses) * tf.sign(kept["v"].read_value())
+
+    with pytest.raises(ModelError, match="REDUCE uses .*, which keeps a state or reads a variable"):
+        compiled(lambda: read(slices(X)()), loss_fn, REDUCE=reduce)
+
+
+def test_an_axis_that_wraps_round_is_the_one_that_it_is() -> None:
+    def loss_fn(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        x = tf.tile(s["x"][:, None, :], [1, 2, 1])
+        axis = tf.cast(tf.cast(tf.rank(x) + 253, tf.uint8), tf.int32)  # 0
+        return tf.reduce_sum(tf.reshape(tf.reduce_sum(x, axis), [-1, 3]) * tf.get_variable("w", [3]), 1)
+
+    with pytest.raises(ModelError, match="it reduces over the examples of the batch"):
+        compiled(lambda: read(slices(X)()), loss_fn)
+
+
+def test_a_short_batch_of_micro_batches_is_told_in_words() -> None:
+    optimizer = efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, num_microbatches=2, learning_rate=0.1)
+    made = compiled(
+        lambda: read(tf.data.Dataset.from_tensor_slices(X[:39]).batch(BATCH).repeat()),
+        plain,
+        optimizer,
+        NUM_EXAMPLES=39,
+    )
+    with pytest.raises(ModelError, match="a batch that is no multiple of a micro-batch's 4 rows"):
+        train(made, 5)
+
+
+def test_nothing_is_computed_by_a_reshape_of_how_many_were_drawn(tmp_path) -> None:
+    def summed(x: tf.Tensor) -> tf.Tensor:
+        wide = tf.ones([1, 12]) + 0.0 * x[:, :1]
+        groups = tf.reshape(wide, tf.stack([-1, tf.shape(x)[0]]))
+        return tf.reduce_sum(tf.layers.dense(x, 2, name="d"), 1) * tf.reshape(tf.reduce_sum(groups, 1), [-1, 12])[:, 0]
+
+    with pytest.raises(ModelError, match="a number that says how many rows were drawn"):
+        sampled(tmp_path, summed)
+
+
+def test_a_table_with_a_constraint_keeps_it() -> None:
+    def held(m: efl.Model, sample: efl.Sample) -> tf.Tensor:
+        with tf.variable_scope("held", reuse=tf.AUTO_REUSE):
+            table = tf.get_variable(
+                "rows", [tables.ROWS, 2], initializer=tf.ones_initializer(), constraint=lambda v: tf.minimum(v, 0.5)
+            )
+        return tf.reduce_sum(tf.nn.embedding_lookup(table, sample.features["ids"]), [1, 2])
+
+    made = tables.model(loss=held)
+    train(made, 1)
+    assert made.get_weights()["held/rows"].max() <= 0.5

@@ -266,7 +266,7 @@ def differentiate(objective: Objective, variables: Sequence[tf.Variable], rows: 
         examples as complex numbers.
     """
     walk, targets, loss = _walk(objective)
-    groups = Groups.of(walk, rows)
+    groups = Groups.of(walk, rows, objective.where)
     grad_ys = []
     if loss is not None:
         grad_ys.append(tf.ones_like(loss) if objective.weights is None else objective.weights)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import tensorflow.compat.v1 as tf
 
+from efl import _graph_checks
 from efl.errors import ModelError
 from efl.privacy.per_example.layouts.layout import Layout, Ragged, Rows
 from efl.privacy.per_example.layouts.walk import Walk
@@ -26,18 +27,23 @@ class Groups:
     count: tf.Tensor
 
     @classmethod
-    def of(cls, walk: Walk, rows: int) -> Groups:
-        """Groups of ``rows`` rows each.
+    def of(cls, walk: Walk, rows: int, where: str) -> Groups:
+        """Groups of ``rows`` rows each; ``where`` names the loss, for messages.
 
         Raises:
           ModelError: The batch is known not to be a multiple of them.
         """
-        if rows > 1:
-            text = f"a batch that is no multiple of a micro-batch's {rows} rows; rows of the batch"
-            if walk.static_size is not None and walk.static_size % rows:
+        if rows == 1:
+            return cls(walk, rows, walk.size)
+        text = f"a batch that is no multiple of a micro-batch's {rows} rows; rows of the batch"
+        if walk.static_size is not None:
+            if walk.static_size % rows:
                 raise ModelError(f"{text}: {walk.static_size}")
-            walk.expect(tf.equal(walk.size % rows, 0), text, walk.size)
-        return cls(walk, rows, walk.size // rows if rows > 1 else walk.size)
+            return cls(walk, rows, walk.size // rows)
+        # Everything that is shaped by the number of groups waits for it: the error of a reshape would say less.
+        whole = _graph_checks.check(tf.equal(walk.size % rows, 0), where, text, [walk.size], "privacy")
+        with tf.control_dependencies([whole]):
+            return cls(walk, rows, tf.identity(walk.size // rows))
 
     def first(self, tensor: tf.Tensor, layout: Rows) -> tf.Tensor:
         """``[M, T, rest…]``: the group first, then what else lies on the axis of the examples, then the other axes."""

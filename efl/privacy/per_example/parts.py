@@ -212,14 +212,19 @@ def _square(part: Part) -> tf.Tensor:
     if isinstance(part, Masked):
         return _inner_of_masked(part, part)
     if isinstance(part, Direction):
-        return tf.square(part.scale) * tf.reduce_sum(tf.square(part.along))
+        # One factor may be so small that its square is none, and the other so large that their product is one.
+        largest = tf.maximum(tf.reduce_max(tf.abs(part.along)), _LEAST)
+        return tf.square(part.scale * largest) * tf.reduce_sum(tf.square(part.along / largest))
     if isinstance(part, Lookup):
         return _square_of_rows(part)
     if part.a.shape[1] == 1:
         return _square_of_factor(part.a) * _square_of_factor(part.d)
     if part.is_product_cheaper:
         return sum_of_squares(part.product, [1, 2])
-    gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in (part.a, part.d))
+    # As above: a position's gradient has its size in one factor.
+    largest = tf.maximum(tf.reduce_max(tf.abs(part.a), 2, keepdims=True), _LEAST)
+    scaled = part.a / largest, part.d * largest
+    gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in scaled)
     sizes = tf.sqrt(tf.linalg.diag_part(gram_a)) * tf.sqrt(tf.linalg.diag_part(gram_d))
     slack = _ROUNDING * tf.square(tf.reduce_sum(sizes, 1))  # positions may cancel
     return tf.maximum(tf.reduce_sum(gram_a * gram_d, [1, 2]), 0.0) + slack
@@ -257,7 +262,10 @@ def square_of_tables(lookups: Sequence[Lookup], sizes: Sequence[int]) -> tf.Tens
 
 
 def _inner_of_masked(one: Masked, other: Masked) -> tf.Tensor:
-    return tf.reduce_sum(tf.matmul(one.a * other.a, one.j * other.j) * (one.d * other.d), 1)
+    products = [one.a * other.a, one.j * other.j, one.d * other.d]
+    if one is other:  # see _square_of_factor
+        products = [product + tf.constant(_LEAST, product.dtype) for product in products]
+    return tf.reduce_sum(tf.matmul(products[0], products[1]) * products[2], 1)
 
 
 def _inner(one: Part, other: Part) -> tf.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tensorflow.compat.v1 as tf
 
 from efl._graph import is_rowwise
+from efl.privacy.per_example.layouts.broadcast import repeats
 from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 from efl.privacy.per_example.layouts.layout import (
     Chosen,
@@ -48,10 +49,10 @@ def _lookup(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 
 @rule(*BROADCAST)
 def _broadcast(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    return together(op, list(op.inputs), ins)
+    return together(op, list(op.inputs), ins, walk)
 
 
-def together(op: tf.Operation, tensors: Sequence[tf.Tensor], ins: Sequence[Layout]) -> Layout:
+def together(op: tf.Operation, tensors: Sequence[tf.Tensor], ins: Sequence[Layout], walk: Walk) -> Layout:
     """The layout of tensors that are combined element by element, smaller ones repeated along missing axes."""
     rank = op.outputs[0].shape.rank
     found: Layout | None = None
@@ -62,7 +63,12 @@ def together(op: tf.Operation, tensors: Sequence[tf.Tensor], ins: Sequence[Layou
             if tensor.shape.rank is None or rank is None:
                 return Mixed(op, "the number of dimensions of its inputs is not known")
             # Axes are counted from the right where shapes are broadcast: [B] beside [B, C] would run along C.
-            placed: Layout = Rows(layout.axis + rank - tensor.shape.rank, layout.before, layout.within)
+            axis = layout.axis + rank - tensor.shape.rank
+            others = [t for t, x in zip(tensors, ins, strict=True) if isinstance(x, Shared)]
+            longer = repeats(op, walk, tensor, layout, axis, others)
+            if longer is not None:
+                return longer
+            placed: Layout = Rows(axis, layout.before, layout.within)
         elif isinstance(layout, Ragged):
             if tensor.shape.rank != rank and tensor.shape.rank != 1:
                 return Mixed(op, "it repeats entries of sparse features along another axis")
@@ -104,7 +110,7 @@ def _select(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         rows = [layout for layout in ins if not isinstance(layout, Shared)]
         right = all(isinstance(layout, Rows) and layout.axis == 0 and same_rows(rows[0], layout) for layout in rows)
         return rows[-1] if right else Mixed(op, "its inputs hold their examples on different axes, or in another order")
-    return together(op, list(op.inputs), ins)
+    return together(op, list(op.inputs), ins, walk)
 
 
 @rule("Sum", "Mean", "Prod", "Max", "Min", "All", "Any", "EuclideanNorm", "ArgMax", "ArgMin")
@@ -143,6 +149,11 @@ def _cross_entropy(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layo
         known = [layout for layout in rows if isinstance(layout, Rows) and layout.within is not None]
         found = known[0] if known else rows[0]
         assert isinstance(found, Rows)
+        place, first = next((place, layout) for place, layout in enumerate(ins) if isinstance(layout, Rows))
+        others = [t for t, x in zip(op.inputs, ins, strict=True) if isinstance(x, Shared)]
+        longer = repeats(op, walk, op.inputs[place], first, 0, others)
+        if longer is not None:
+            return [longer] * len(op.outputs)
         return [Rows(0, found.before, found.within), *[found] * (len(op.outputs) - 1)]  # the first has an axis less
     return [Mixed(op, "logits and labels hold their examples on different axes, or in another order")] * len(op.outputs)
 

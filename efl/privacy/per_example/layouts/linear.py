@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
+from efl.privacy.per_example.layouts.broadcast import repeats
 from efl.privacy.per_example.layouts.elementwise import same_rows
 from efl.privacy.per_example.layouts.layout import Layout, Mixed, Rows, Shared
 from efl.privacy.per_example.layouts.static import value_of
@@ -52,6 +53,10 @@ def _batch_matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
             if axis != kept or not isinstance(ins[1 - side], Shared):
                 return Mixed(op, _ACROSS)
             axis = rank - 2 if side == 0 else rank - 1
+        elif isinstance(ins[1 - side], Shared):
+            longer = repeats(op, walk, tensor, layout, axis, [op.inputs[1 - side]])
+            if longer is not None:
+                return longer
         placed = Rows(axis, layout.before, layout.within)
         if found is not None and not same_rows(found, placed):
             return Mixed(op, _ACROSS)

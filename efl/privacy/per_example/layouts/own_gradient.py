@@ -46,7 +46,15 @@ def has_known_gradient(op: tf.Operation) -> bool:
         registered: Any = ops.gradient_registry.lookup(name)
     except LookupError:
         return False
-    return all(module.split(".")[0] in ("tensorflow", "tf_keras", "keras") for module in _modules(registered, set()))
+    held = _held(registered, {})
+    gradients = [function for name, function in held if name == "grad_fn"]
+    # A function of TensorFlow's that anybody can name (tf.sign) is as good as one of the user's own.
+    inner = all("<locals>" in getattr(function, "__qualname__", "") for function in gradients)
+    return bool(gradients) and inner and all(_is_tensorflows(function) for _, function in held)
+
+
+def _is_tensorflows(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).split(".")[0] in ("tensorflow", "tf_keras", "keras")
 
 
 def is_overridden(op: tf.Operation) -> bool:
@@ -59,13 +67,14 @@ def _of_one_shape(one: tf.Tensor, other: tf.Tensor) -> bool:
     return None not in (one.shape.rank, other.shape.rank) and one.shape.as_list() == other.shape.as_list()
 
 
-def _modules(function: Any, seen: set[int]) -> set[str]:
-    """The modules of a function and of all those that it holds on to: the user's is wrapped in TensorFlow's."""
+def _held(function: Any, seen: dict[int, Any], name: str = "") -> list[tuple[str, Any]]:
+    """A function and all those that it holds on to, with their names there: the user's is wrapped in TensorFlow's."""
     if id(function) in seen or not callable(function):
-        return set()
-    seen.add(id(function))
-    found = {str(getattr(function, "__module__", ""))}
-    for cell in getattr(function, "__closure__", None) or ():
+        return []
+    seen[id(function)] = function
+    found = [(name, function)]
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
+    for variable, cell in zip(() if code is None else code.co_freevars, cells):
         with contextlib.suppress(ValueError):  # an empty cell
-            found |= _modules(cell.cell_contents, seen)
+            found += _held(cell.cell_contents, seen, variable)
     return found

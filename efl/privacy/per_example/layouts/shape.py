@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl.privacy.per_example.layouts.broadcast import repeats
 from efl.privacy.per_example.layouts.elementwise import same_rows
 from efl.privacy.per_example.layouts.layout import Chosen, Layout, Mixed, Places, Pooled, Ragged, Role, Rows, Shared
 from efl.privacy.per_example.layouts.static import value_of
@@ -42,7 +43,7 @@ def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         axis += 1
     rest = _product(dims_after[axis + 1 :])
     if rest is not None and trail is not None:
-        if trail % rest:
+        if not rest or trail % rest:
             return Mixed(op, "the rows of its output hold parts of several examples")
         if told:
             places = tf.shape(op.outputs[0], out_type=tf.int64)[axis]
@@ -263,7 +264,9 @@ def _broadcast_to(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     rank_in, rank_out = op.inputs[0].shape.rank, op.outputs[0].shape.rank
     if not isinstance(ins[0], Rows) or not isinstance(ins[1], Shared) or rank_in is None or rank_out is None:
         return Mixed(op, "how it repeats rows is not known")
-    return _moved(ins[0], ins[0].axis + rank_out - rank_in)
+    axis = ins[0].axis + rank_out - rank_in
+    # How large it becomes may follow from anything.
+    return repeats(op, walk, op.inputs[0], ins[0], axis, [op.outputs[0]]) or _moved(ins[0], axis)
 
 
 def _keeps_axis(amounts: Callable[[tf.Operation, int], bool]) -> Callable[[tf.Operation, list[Layout], Walk], Layout]:

@@ -58,7 +58,7 @@ def _meets_rows(op: tf.Operation, ins: Sequence[Layout]) -> bool:
     """Whether only the first axis of what comes out is as long as there are rows, as it was before."""
     sized = [tensor for tensor, layout in zip(op.inputs, ins, strict=True) if isinstance(layout, Sized)]
     if not sized:
-        return op.type == "Reshape" or all(map(_is_long, op.outputs))
+        return all(map(_is_long, op.outputs))
     rows = [tensor for tensor, layout in zip(op.inputs, ins, strict=True) if not isinstance(layout, Shared)]
     first = all(isinstance(layout, (Rows, Shared)) and getattr(layout, "axis", 0) == 0 for layout in ins)
     ranks = {tensor.shape.rank for tensor in (*sized, *rows)}

@@ -48,4 +48,4 @@ def value_of(tensor: tf.Tensor, depth: int = _DEPTH) -> np.ndarray | None:
     inputs = [value_of(t, depth - 1) for t in op.inputs]
     if any(value is None for value in inputs):
         return None
-    return np.asarray(_COMPUTED[op.type](*inputs))
+    return np.asarray(_COMPUTED[op.type](*inputs)).astype(tensor.dtype.as_numpy_dtype)  # which may wrap round

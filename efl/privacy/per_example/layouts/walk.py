@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import tensorflow.compat.v1 as tf
 
+from efl._program import ancestors
 from efl.errors import ModelError
 from efl.privacy.per_example.layouts.layout import (
     EXAMPLES,
@@ -120,6 +121,8 @@ class Walk:
         self._targets = list(targets)
         # What writes into these is an optimizer: that is who makes it private, or is told that it does not.
         self._trained = {v.handle.op for v in tf.trainable_variables() if getattr(v, "handle", None) is not None}
+        examples = list(examples)
+        self._has_examples = bool(examples)
         for tensor in examples:
             self._source(tensor)
         self._visit(targets)
@@ -201,6 +204,9 @@ class Walk:
 
     def _of_op(self, op: tf.Operation) -> list[Layout]:
         if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
+            why = self._of_python(op) if "PyFunc" in op.type else ""
+            if why:
+                return [Mixed(op, why)] * len(op.outputs)
             return [self._source(t) if self._reads(t) else SHARED for t in op.outputs]
         if op.type in _VARIABLES:
             return [_of_variable(op, op in self._trained)] * len(op.outputs)
@@ -225,6 +231,18 @@ class Walk:
             return layouts
         return [replace(x, elements=None) if isinstance(x, Rows) and x.elements else x for x in layouts]
 
+    def _of_python(self, op: tf.Operation) -> str:
+        """Why what a Python function brings may be of other rows than it seems; empty where it is the only input."""
+        others = [each for each in self.ops if each.type in _SOURCES and each is not op and not _is_fed_number(each)]
+        if others or self._has_examples:
+            return (
+                "a Python function that is handed no rows, beside other input: it may bring what it has kept of other "
+                "rows, or rows that came before. Let tf.data bring everything, in one batch"
+            )
+        if self._trained & set(ancestors(op)):
+            return "a Python function of a variable: nothing is known of its gradient"
+        return ""
+
     def _size_of(self, op: tf.Operation, tensor: tf.Tensor, layout: Layout) -> Layout:
         if op.type == "Rank" or tensor.shape.is_fully_defined():
             return SHARED
@@ -233,6 +251,10 @@ class Walk:
         if isinstance(layout, Mixed):
             return layout
         return Mixed(op, "how many entries all examples have together")
+
+
+def _is_fed_number(op: tf.Operation) -> bool:
+    return op.type.startswith("Placeholder") and op.outputs[0].shape.rank == 0
 
 
 def _normalises_by_the_batch(op: tf.Operation) -> bool:

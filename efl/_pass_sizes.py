@@ -1,0 +1,100 @@
+"""What a pass over a user's own data set brings at most, and whether it may leave rows out, if its graph tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import tensorflow.compat.v1 as tf
+
+_BATCHES = ("Batch", "PaddedBatch", "ParallelBatch", "MapAndBatch")
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """Of a data set, up to where it repeats.
+
+    Attributes:
+      elements: How many there are at most; None where nobody knows.
+      each: How many rows an element has at most; None where nobody knows.
+      rows: How many rows a pass brings at most; None where nobody knows.
+      drops: Whether the last rows of a pass may be left out; None where no batches are made here.
+      repeats: Whether it brings pass after pass.
+    """
+
+    elements: int | None = None
+    each: int | None = None
+    rows: int | None = None
+    drops: bool | None = None
+    repeats: bool = False
+
+
+_UNKNOWN = PassSize()
+
+
+def pass_size(tensor: tf.Tensor) -> PassSize:
+    """Of what a data set's tensor brings. Of functions that make data sets of elements nothing is known."""
+    op = tensor.op
+    behind = [pass_size(each) for each in op.inputs if each.dtype == tf.variant]
+    kind = op.type.replace("Experimental", "").split("Dataset")[0]
+    if not behind:
+        return _source(op, kind)
+    if len(behind) > 1 or kind in ("FlatMap", "Window", "GroupByWindow") or "Interleave" in kind:
+        drops = [each.drops for each in behind if each.drops is not None]
+        return PassSize(drops=any(drops) if drops else None, repeats=any(each.repeats for each in behind))
+    found = behind[0]
+    if kind == "Repeat":
+        return found if _number(op, 1) == 1 else replace(found, repeats=True)
+    if kind in _BATCHES:
+        return _in_batches(op, kind, found)
+    if kind == "Unbatch":
+        return replace(found, elements=found.rows, each=1)
+    if found.repeats:
+        return found
+    if kind == "Take":
+        return _taken(found, _number(op, 1))
+    if kind == "Skip" and found.elements is not None:
+        gone = _number(op, 1) or 0
+        return _taken(found, max(0, found.elements - gone) if gone >= 0 else 0)
+    if kind == "Shard" and found.elements is not None:
+        shards = _number(op, 1)
+        return _taken(found, -(-found.elements // shards) if shards else None)
+    return found
+
+
+def _source(op: tf.Operation, kind: str) -> PassSize:
+    if kind == "TensorSlice":
+        count = op.inputs[0].shape[0] if op.inputs and op.inputs[0].shape.rank else None
+        return PassSize(count, 1, count)
+    if kind == "Range":
+        values = [_number(op, place) for place in range(3)]
+        if None in values:
+            return PassSize(each=1)
+        count = len(range(*values))  # type: ignore[arg-type]
+        return PassSize(count, 1, count)
+    return _UNKNOWN
+
+
+def _taken(found: PassSize, count: int | None) -> PassSize:
+    if count is None or count < 0:
+        return found
+    elements = count if found.elements is None else min(count, found.elements)
+    rows = None if found.each is None else elements * found.each
+    known = [size for size in (rows, found.rows) if size is not None]
+    return replace(found, elements=elements, rows=min(known) if known else None)
+
+
+def _in_batches(op: tf.Operation, kind: str, found: PassSize) -> PassSize:
+    size = _number(op, len(op.inputs) - 3 if kind == "MapAndBatch" else 1)
+    flag = next((t for t in op.inputs if t.dtype == tf.bool), None)
+    value = None if flag is None else tf.get_static_value(flag)
+    drops = flag is not None and (value is None or bool(value))
+    elements = None
+    if size and found.elements is not None:
+        elements = found.elements // size if drops else -(-found.elements // size)
+    each = None if size is None or found.each is None else size * found.each
+    return replace(found, elements=elements, each=each, drops=bool(found.drops) or drops)
+
+
+def _number(op: tf.Operation, place: int) -> int | None:
+    value = tf.get_static_value(op.inputs[place])
+    return None if value is None else int(value)

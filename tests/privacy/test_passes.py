@@ -1,0 +1,185 @@
+"""How often a row comes, where the graph says otherwise than the options, or nobody can know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+import efl
+from efl.errors import ConfigError, ModelError
+from efl.privacy.accounting import Mechanism, compute_epsilon
+from tests.data.records import example, write
+from tests.federation.harness import run_both
+from tests.privacy.test_what_is_public import COLUMNS, X, compiled, data, no_figure, plain, read
+
+pytest.importorskip("dp_accounting")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+STEPS = 20
+
+
+def spent(batches, loss=plain, **config) -> float | None:
+    made = compiled(batches, loss, **config)
+    made.fit(efl.procedure_fn.train(max_step=STEPS))
+    return made.privacy_spent(1e-3).rows[0].epsilon
+
+
+def taken(times: int) -> float | None:
+    return compute_epsilon([Mechanism(2.0, STEPS, times)], 1e-3, sampling="none").epsilon
+
+
+def rows(count: int) -> tf.data.Dataset:
+    return data().take(count)
+
+
+def of_python(batch: tf.Tensor) -> tf.Tensor:
+    made = tf.numpy_function(lambda each: each * 1, [batch], tf.float32)
+    made.set_shape([None, 3])
+    return made
+
+
+@pytest.mark.parametrize("then", [lambda batches: batches, lambda batches: batches.map(of_python)])
+def test_passes_without_their_last_rows_are_shorter(then) -> None:
+    """Also where the loss has lost its static length on the way."""
+    dropping = spent(lambda: read(then(rows(15).batch(8, drop_remainder=True)).repeat()), NUM_EXAMPLES=15)
+    keeping = spent(lambda: read(then(rows(15).batch(8)).repeat()), NUM_EXAMPLES=15)
+    assert dropping == pytest.approx(taken(STEPS)) and keeping == pytest.approx(taken(STEPS // 2))
+
+
+BATCHES = """
+X = np.random.default_rng(0).normal(size=(15, 2)).astype(np.float32)
+batch = tf.data.make_initializable_iterator(
+    tf.data.Dataset.from_tensor_slices(X).batch(8, drop_remainder=True).repeat()).get_next()
+"""
+MODEL = """
+model = efl.FederalModel()
+model.input_fn(lambda m, mode: efl.Sample({"x": batch}, {"x": [tf.feature_column.numeric_column("x", 2)]}))
+model.loss_fn(loss_fn)
+private = efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, learning_rate=0.1)
+model.optimizer_fn(efl.optimizer_fn.optimizer_setter(private))
+model.compile(opt_config={"BATCH_SIZE": 8, "NUM_EXAMPLES": 15}).fit(efl.procedure_fn.train(max_step=20))
+print("EPSILON", [row.epsilon for row in model.privacy_spent(1e-3).rows])
+"""
+FOLLOWER = """
+def loss_fn(m, s):
+    y = tf.matmul(s["x"], tf.get_variable("v", [2, 2]))
+    m.send("y", y, require_grad=True)
+    return y
+"""
+LEADER = """
+def loss_fn(m, s):
+    y = tf.reshape(m.recv("y", require_grad=True), [-1, 2])
+    return tf.reduce_sum(tf.tanh(y) + tf.matmul(s["x"], tf.get_variable("v", [2, 2])), 1)
+"""
+
+
+def test_both_parties_count_as_many_passes(tmp_path) -> None:
+    told = run_both(tmp_path, BATCHES + LEADER + MODEL, BATCHES + FOLLOWER + MODEL, end="")
+    tables = {role: re.search("EPSILON (.*)", result.output)[1] for role, result in told.items()}
+    assert tables["leader"] == tables["follower"]
+    both = compute_epsilon([Mechanism(2.0, STEPS, STEPS)] * 2, 1e-3, sampling="none").epsilon
+    assert f"[{both}, {both}, " in tables["leader"]
+
+
+@pytest.mark.parametrize(
+    ("pass_of", "most"),
+    [
+        (lambda: rows(8).batch(8), 8),
+        (lambda: data().shuffle(40).batch(8).take(2), 16),
+        (lambda: data().skip(30).batch(8), 10),
+        (lambda: data().shard(4, 0).batch(8), 10),
+        (lambda: tf.data.Dataset.range(9).map(lambda i: tf.gather(X, i)).batch(8), 9),
+    ],
+)
+def test_a_pass_of_fewer_rows_than_are_said_is_refused(pass_of, most: int) -> None:
+    with pytest.raises(ConfigError, match=rf"NUM_EXAMPLES: 40, but a pass over the data of .* has {most} rows at most"):
+        compiled(lambda: read(pass_of().repeat()), plain)
+    compiled(lambda: read(pass_of().repeat()), plain, NUM_EXAMPLES=most)
+
+
+def test_a_larger_batch_than_is_said_is_refused() -> None:
+    made = compiled(lambda: read(data().repeat().batch(16)), plain)
+    with pytest.raises(ConfigError, match=r"a batch has 16 rows, and opt_config BATCH_SIZE .* says 8"):
+        made.fit(efl.procedure_fn.train(max_step=1))
+
+
+def test_the_beginning_of_a_data_set_in_each_step_has_no_figure() -> None:
+    first = lambda: tf.data.experimental.get_single_element(rows(8).batch(8))  # noqa: E731
+    no_figure(compiled(first, plain), "a step reads a data set from its beginning")
+
+
+def test_numbers_at_random_choose_a_row_several_times() -> None:
+    drawn = tf.data.experimental.RandomDataset
+
+    def chosen() -> tf.Tensor:
+        return read(drawn().map(lambda i: tf.gather(X, i % 40)).batch(8))
+
+    no_figure(compiled(chosen, plain), "draws numbers at random, and may draw one several times")
+
+    def numbered() -> tf.Tensor:  # which is another thing than a seed for each row
+        both = tf.data.Dataset.zip((data(), drawn())).map(lambda x, i: x)
+        return read(both.batch(8).repeat())
+
+    assert spent(numbered) == pytest.approx(taken(4))
+
+
+def test_a_python_function_beside_the_input_is_refused() -> None:
+    def beside(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        more = tf.numpy_function(lambda: X[:1].repeat(8, 0), [], tf.float32)
+        more.set_shape([None, 3])
+        return tf.reduce_sum(tf.layers.dense(s["x"] - more, 2, name="d"), 1)
+
+    with pytest.raises(ModelError, match="a Python function that is handed no rows, beside other input"):
+        compiled(lambda: read(data().batch(8).repeat()), beside)
+
+    def alone() -> tf.Tensor:
+        made = tf.numpy_function(lambda: X[:8], [], tf.float32)
+        made.set_shape([8, 3])
+        return made
+
+    compiled(alone, plain)
+
+
+def test_rows_that_a_hook_assigns_are_named() -> None:
+    def loss_fn(m: efl.Model, s: efl.Sample) -> tf.Tensor:
+        seen = tf.get_variable("seen", [8, 3], trainable=False)
+        write_it = seen.assign(s["x"])
+
+        class Writes(tf.train.SessionRunHook):
+            def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
+                return tf.train.SessionRunArgs(write_it)
+
+        m.add_hooks([Writes()], mode=efl.MODE.TRAIN)
+        return plain(m, s)
+
+    made = compiled(lambda: read(data().batch(8).repeat()), loss_fn)
+    made.fit(efl.procedure_fn.train(max_step=1))
+    table = made.privacy_spent(1e-3)
+    assert table.rows[0].epsilon is None and "seen" in str(table)
+
+
+def rows_below(folder) -> int:
+    held = b"".join(file.read_bytes() for file in Path(folder).rglob("*") if file.is_file())
+    return sum(row.tobytes() in held for row in X)
+
+
+def test_checkpoints_that_hold_rows_are_told(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    made = compiled(lambda: read(data().shuffle(40, seed=2).batch(8).repeat()), plain)
+    made.fit(efl.procedure_fn.train(max_step=1), checkpoint_dir=str(tmp_path / "own"))
+    assert "hold rows of the data" in caplog.text and rows_below(tmp_path / "own")
+    caplog.clear()
+    write(tmp_path / "data" / "a.tfrecord", [example({"x": row}) for row in X])
+    tf.reset_default_graph()
+
+    def input_fn(m: efl.Model, mode: efl.MODE) -> efl.Sample:
+        reader = efl.data.DataIO(str(tmp_path / "data"), 8, 0, 1, shuffle=True, seed=2)
+        reader.fixedlen_feature("x", 3)
+        return efl.Sample(reader.read(), COLUMNS)
+
+    made = efl.Model(seed=1).input_fn(input_fn).loss_fn(plain)
+    private = efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, learning_rate=0.1)
+    made.optimizer_fn(efl.optimizer_fn.optimizer_setter(private)).compile()
+    made.fit(efl.procedure_fn.train(max_step=1), checkpoint_dir=str(tmp_path / "reader"))
+    assert "hold rows of the data" not in caplog.text and not rows_below(tmp_path / "reader")
