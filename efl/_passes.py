@@ -20,6 +20,16 @@ from efl._pass_sizes import PassSize, pass_size
 from efl._program import Program, ancestors
 
 _OF_A_READER = "efl_reader/"  # of efl.data, which knows how often a row comes
+# Data sets that bring each row of what they are made of once, or leave some out; and those that bring what files hold.
+_PLAIN = frozenset(
+    {
+        "TensorSlice", "Tensor", "SparseTensorSlice", "TFRecord", "TextLine", "FixedLengthRecord", "CSV", "LMDB",
+        "Generator", "Map", "ParallelMap", "Filter", "TakeWhile", "Prefetch", "Cache", "Take", "Skip", "Shard",
+        "Unbatch", "Options", "Model", "Optimize", "Finalize", "MaxIntraOpParallelism", "PrivateThreadPool",
+        "ThreadPool", "Unique", "IgnoreErrors", "AssertCardinality", "AssertNext", "ParseExample", "LatencyStats",
+        "BytesProducedStats", "SetStatsAggregator", "NonSerializable", "Load", "Repeat", "Shuffle", "Identity",
+    }
+)  # fmt: skip
 _SHIFTS = ("Shuffle", "Skip", "Shard", "Filter", "Window", "Interleave", "ParallelInterleave")
 
 
@@ -234,6 +244,8 @@ class _Walk:
             return self._flattened(op, data)
         if "atch" in kind and not kind.startswith("Unbatch"):
             return _straddling(op, data)
+        if kind.removeprefix("Experimental").split("Dataset")[0] not in _PLAIN:
+            return _because(data, f"nothing is known of how often {op.name} ({kind}) brings a row")
         return data
 
     def _chosen(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:

@@ -56,6 +56,7 @@ def moved_by_data(program: Program) -> list[tf.Variable]:
             if entrance(op.inputs) is not None:
                 found[variable.ref()] = variable
     inside = set(steps)
+    readers = {reader._read_graph().variable_name for reader in tf.get_collection(_readers.READERS)}
     for handle, variable in handles.items():
         if variable.op.name in readers or variable.ref() in found:
             continue

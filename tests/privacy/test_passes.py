@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -123,6 +124,14 @@ def test_numbers_at_random_choose_a_row_several_times() -> None:
         return read(both.batch(8).repeat())
 
     assert spent(numbered) == pytest.approx(taken(4))
+
+
+def test_a_data_set_of_a_kind_that_nobody_knows_has_no_figure() -> None:
+    def scanned() -> tf.Tensor:  # which may bring an earlier row again
+        again = tf.data.experimental.scan(np.zeros(3, np.float32), lambda kept, row: (row, kept + row))
+        return read(data().apply(again).batch(8).repeat())
+
+    no_figure(compiled(scanned, plain), r"nothing is known of how often .* \(ScanDataset\) brings a row")
 
 
 def test_a_python_function_beside_the_input_is_refused() -> None:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
 
+from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 from efl.privacy.per_example.layouts.layout import Mixed, Rows
 from efl.privacy.per_example.layouts.walk import Walk
 
+_MADE = ("Fill", "TruncatedNormal")
 _WHY = "it repeats the row of a batch of one"
 
 
@@ -35,7 +37,9 @@ def repeats(
     before = None if tensor.shape.rank is None else tensor.shape[layout.axis]
     if before is not None and before != 1:
         return None
-    if rank is not None and all(_is_one(other, axis, rank) for other in others):
+    if rank is not None and all(
+        _is_one(other, axis, rank) or _is_like_rows(other, axis, rank, walk) for other in others
+    ):
         return None
     after = None if rank is None else out.shape[axis]
     if before is not None and after is not None:
@@ -51,3 +55,19 @@ def _is_one(tensor: tf.Tensor, axis: int, rank: int) -> bool:
         return False
     place = axis - (rank - tensor.shape.rank)
     return place < 0 or tensor.shape[place] == 1
+
+
+def _is_like_rows(tensor: tf.Tensor, axis: int, rank: int, walk: Walk) -> bool:
+    """Whether a tensor has been made as large as one with rows on the axis, as the mask of a dropout is."""
+    while tensor.shape.rank == rank:
+        if tensor.op.type in _MADE or tensor.op.type.startswith(("Random", "StatelessRandom")):
+            shape = tensor.op.inputs[0].op
+            layout = walk.layout(shape.inputs[0]) if shape.type == "Shape" else None
+            return isinstance(layout, Rows) and layout.axis == axis and shape.inputs[0].shape.rank == rank
+        if tensor.op.type not in (*UNARY, *BROADCAST):
+            return False
+        larger = [t for t in tensor.op.inputs if t.shape.rank != 0]
+        if len(larger) != 1:
+            return False
+        tensor = larger[0]
+    return False
