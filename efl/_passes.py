@@ -16,7 +16,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 from efl import _readers
-from efl._pass_sizes import PassSize, pass_size
+from efl._pass_sizes import pass_size
 from efl._program import Program, ancestors
 
 _OF_A_READER = "efl_reader/"  # of efl.data, which knows how often a row comes
@@ -33,69 +33,42 @@ _PLAIN = frozenset(
 _SHIFTS = ("Shuffle", "Skip", "Shard", "Filter", "Window", "Interleave", "ParallelInterleave")
 
 
-def twice_in_a_pass(program: Program) -> str:
-    """Why a row can come more than once in a pass over a task's data.
+@dataclass(frozen=True)
+class Passes:
+    """What passes over a task's data are, of all its own iterators.
 
-    Args:
-      program: Of the task; its sample is built.
-
-    Returns:
-      The iterator and the reason; empty where there is none, or nobody can tell.
+    Attributes:
+      twice: The iterator, and why a row can come more than once in a pass; empty where it cannot, or nobody can tell.
+      straddles: The same, why a batch can hold a row twice, at the seam of two passes, although a row comes once in
+        each: passes come in different orders, and batches are made of them as of one stream. (Where the batch size
+        divides the number of rows no batch lies across a seam.)
+      shifted: The same, why passes in different orders do not begin where batches do, whatever the batch size.
+      drops: Whether passes may leave their last rows out; None where no batches are made that the graph shows.
+      most_rows: How many rows a pass has at most, and the iterator; None where the graph does not show it.
     """
-    return _first(program, "twice")
+
+    twice: str
+    straddles: str
+    shifted: str
+    drops: bool | None
+    most_rows: tuple[int, str] | None
 
 
-def twice_in_a_batch(program: Program) -> str:
-    """Why a batch can hold a row twice, at the seam of two passes, although a row comes once in each.
+def passes_of(program: Program) -> Passes:
+    """Looks at the data sets of a task; its sample is built."""
+    own = _own(program)
+    streams = [(handle.name, _Walk(handle.graph).stream(each)) for handle, made in own for each in made]
 
-    It can where passes come in different orders and are made batches of as one stream. Where the batch size divides the
-    number of rows no batch lies across a seam.
+    def first(what: str) -> str:
+        return next((f"{name}: {getattr(stream, what)}" for name, stream in streams if getattr(stream, what)), "")
 
-    Args:
-      program: Of the task; its sample is built.
-
-    Returns:
-      The iterator and the reason; empty where there is none, or nobody can tell.
-    """
-    return _first(program, "straddles")
-
-
-def shifted(program: Program) -> str:
-    """Why passes in different orders do not begin where batches do, whatever the batch size.
-
-    Args:
-      program: Of the task; its sample is built.
-
-    Returns:
-      The iterator and the reason; empty where there is none, or nobody can tell.
-    """
-    return _first(program, "shifted")
-
-
-def drops_rows(program: Program) -> bool | None:
-    """Whether passes over a task's data may leave their last rows out.
-
-    Args:
-      program: Of the task; its sample is built.
-
-    Returns:
-      None where no batches are made that the graph shows.
-    """
-    found = [size.drops for _, size in _sizes(program) if size.drops is not None]
-    return any(found) if found else None
-
-
-def most_rows(program: Program) -> tuple[int, str] | None:
-    """How many rows a pass over a task's data has at most.
-
-    Args:
-      program: Of the task; its sample is built.
-
-    Returns:
-      (rows, the iterator), or None where the graph does not show it.
-    """
-    found = [(size.rows, name) for name, size in _sizes(program) if size.rows is not None]
-    return min(found) if found else None
+    # Of an iterator that reads several data sets by turns nobody knows which it is.
+    sizes = [(handle.name, pass_size(made[0])) for handle, made in own if len(made) == 1]
+    drops = [size.drops for _, size in sizes if size.drops is not None]
+    rows = [(size.rows, name) for name, size in sizes if size.rows is not None]
+    return Passes(
+        first("twice"), first("straddles"), first("shifted"), any(drops) if drops else None, min(rows) if rows else None
+    )
 
 
 def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
@@ -128,20 +101,6 @@ def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
             "the columns of all (tf.data.Dataset.zip before repeat), and use its parts"
         )
     return ""
-
-
-def _first(program: Program, what: str) -> str:
-    for handle, made in _own(program):
-        for tensor in made:
-            why = str(getattr(_Walk(handle.graph).stream(tensor), what))
-            if why:
-                return f"{handle.name}: {why}"
-    return ""
-
-
-def _sizes(program: Program) -> list[tuple[str, PassSize]]:
-    """Of the iterators that read one data set: of those that read several by turns nobody knows which it is."""
-    return [(handle.name, pass_size(made[0])) for handle, made in _own(program) if len(made) == 1]
 
 
 def _own(program: Program) -> list[tuple[tf.Operation, list[tf.Tensor]]]:

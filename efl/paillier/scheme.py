@@ -155,7 +155,7 @@ class PrivatePaillier(PublicPaillier):
                 for number, piece in enumerate(pool.map(decrypt, pieces)):
                     found += piece
                     self.engine.progress((number + 1) / len(pieces))
-            except BaseException:
+            except BaseException:  # what is under way is of no use any more; raised again
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return _array(found, groups, m)

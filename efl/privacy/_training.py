@@ -174,14 +174,14 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
             f"opt_config BATCH_SIZE: {config.batch_size}, but the reader of {name} has batch_size={read[0]}, from "
             "which follows how often a row takes part: leave BATCH_SIZE out"
         )
-    most = _passes.most_rows(program)
+    passes = _passes.passes_of(program)
+    most = passes.most_rows
     if config.num_examples and most is not None and most[0] < config.num_examples:
         raise ConfigError(
             f"opt_config NUM_EXAMPLES: {config.num_examples}, but a pass over the data of {most[1]} has {most[0]} rows "
             f"at most, from which follows how often a row takes part: {name} has to be given the rows of a pass"
         )
     several = _passes.several_sources(_targets(model, program))
-    why = _passes.twice_in_a_pass(program)
     if several:
         more["comes_again"] = several
     elif are_samples(program) and not all(reader.hides_batches for reader in readers):
@@ -189,18 +189,18 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
             "Poisson samples were drawn by a seed of yours, so that some rows are known to come more often than "
             "others: leave seed out, and the draws follow from a secret"
         )
-    elif why:
+    elif passes.twice:
         advice = "shuffle before you repeat, or use efl.data.DataIO"
-        more["comes_again"] = f"a row can come more than once in a pass ({why}): {advice}"
-    if _passes.twice_in_a_batch(program):
+        more["comes_again"] = f"a row can come more than once in a pass ({passes.twice}): {advice}"
+    if passes.straddles:
         more["straddles"] = True
-    if _passes.shifted(program):
+    if passes.shifted:
         more["shifted"] = True
     model._noise.conditions[group] = {
         "kind": kind,
         "batch_size": config.batch_size or _batch_size(program),
         "num_examples": config.num_examples,
-        "drop_remainder": _drops(program),
+        "drop_remainder": _drops(program, passes),
         "poisson": are_samples(program),
         **more,
     }
@@ -214,13 +214,13 @@ def are_samples(program: Program) -> bool:
     return bool(readers) and all(reader.samples for reader in readers)
 
 
-def _drops(program: Program) -> bool:
+def _drops(program: Program, passes: _passes.Passes) -> bool:
     """Whether an epoch may end without its last rows."""
     readers = _readers.own(program)
     if readers:
         return all(reader.drop_remainder for reader in readers)
     # Where nobody can tell, fewer batches are taken for a pass: then there are more passes, and a row comes more often.
-    return _passes.drops_rows(program) is not False
+    return passes.drops is not False
 
 
 def _batch_size(program: Program) -> int | None:

@@ -7,8 +7,9 @@ rounds are as they are.
 
 from __future__ import annotations
 
+from efl.protocol.active import ActiveLayer
 from efl.protocol.channel import Channel
-from efl.protocol.rounds import ActiveLayer, PassiveLayer
+from efl.protocol.passive import PassiveLayer
 from efl.protocol.widths import Kind, Widths
 
 __all__ = ["ActiveLayer", "Channel", "Kind", "PassiveLayer", "Widths"]

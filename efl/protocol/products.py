@@ -7,6 +7,7 @@ the follower takes off: it knows the sum of what was multiplied.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,10 @@ class Products(ABC):
       shares: (groups, m) of U as it is encrypted for dX.
       updated: (groups, m) of the weights' gradient.
       returned: (groups, m) of dX.
+      exactly: The product of x or dY with a share, of integers beyond int64: see ``exact``.
     """
+
+    exactly: Callable[[np.ndarray, int, np.ndarray], tuple[list[np.ndarray], int]]
 
     outputs: Slots
     features: Slots
@@ -83,9 +87,12 @@ class Products(ABC):
     def pack_share(self, share: np.ndarray) -> Plain:
         """U, as ``input_gradient`` multiplies it."""
 
-    @abstractmethod
     def own_output(self, x: np.ndarray, share: np.ndarray, bell: np.ndarray) -> Plain:
         """x·(U - offset), and a bell ``[B, outputs]``."""
+        bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
+        limbs, limb_bits = self.exactly(x, bits, share - _SHARE_OFFSET)
+        limbs[0] = limbs[0] + bell
+        return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     @abstractmethod
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:
@@ -106,6 +113,8 @@ class Products(ABC):
 
 class _Dense(Products):
     """Z = X·W, W ``[inputs, outputs]``."""
+
+    exactly = staticmethod(exact.matmul)
 
     def __init__(self, scheme: PublicScheme, widths: Widths) -> None:
         super().__init__(scheme, widths)
@@ -132,18 +141,12 @@ class _Dense(Products):
         return self.scheme.matmul(share, exponents, _STEP_EXPONENT_BITS)
 
     def own_input_gradient(self, share: np.ndarray, step: np.ndarray, bell: np.ndarray) -> Plain:
-        limbs, bits = exact.matmul(step, _STEP_EXPONENT_BITS, np.ascontiguousarray(share.T))
+        limbs, bits = self.exactly(step, _STEP_EXPONENT_BITS, np.ascontiguousarray(share.T))
         limbs[0] = limbs[0] + bell
         return self.scheme.pack_wide([limb.T for limb in limbs], bits, self.gradients)
 
     def pack_share(self, share: np.ndarray) -> Plain:
         return self.scheme.pack_wide([share], 0, self.gradients)
-
-    def own_output(self, x: np.ndarray, share: np.ndarray, bell: np.ndarray) -> Plain:
-        bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
-        limbs, limb_bits = exact.matmul(x, bits, share - _SHARE_OFFSET)
-        limbs[0] = limbs[0] + bell
-        return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:
         return (x.sum(0) << w.STEP_BITS)[:, np.newaxis]
@@ -162,6 +165,8 @@ class _Dense(Products):
 
 class _Elementwise(Products):
     """Z = x∘w, w ``[inputs]``."""
+
+    exactly = staticmethod(exact.multiply)
 
     def __init__(self, scheme: PublicScheme, widths: Widths) -> None:
         super().__init__(scheme, widths)
@@ -191,18 +196,12 @@ class _Elementwise(Products):
         return self.scheme.spread(share, exponents, _STEP_EXPONENT_BITS, self.gradients)
 
     def own_input_gradient(self, share: np.ndarray, step: np.ndarray, bell: np.ndarray) -> Plain:
-        limbs, bits = exact.multiply(step, _STEP_EXPONENT_BITS, share)
+        limbs, bits = self.exactly(step, _STEP_EXPONENT_BITS, share)
         limbs[0] = limbs[0] + bell
         return self.scheme.pack_wide(limbs, bits, self.gradients)
 
     def pack_share(self, share: np.ndarray) -> Plain:
         return share.astype(object)[np.newaxis]
-
-    def own_output(self, x: np.ndarray, share: np.ndarray, bell: np.ndarray) -> Plain:
-        bits = w.INPUT_BITS + w.INPUT_LIMIT_BITS + 1
-        limbs, limb_bits = exact.multiply(x, bits, share - _SHARE_OFFSET)
-        limbs[0] = limbs[0] + bell
-        return self.scheme.pack_wide(limbs, limb_bits, self.outputs)
 
     def weight_gradient_offset(self, x: np.ndarray) -> np.ndarray:
         return x.sum(0) << w.STEP_BITS
@@ -221,4 +220,9 @@ class _Elementwise(Products):
         return unpacked
 
 
-PRODUCTS = {Kind.DENSE: _Dense, Kind.ELEMENTWISE: _Elementwise}
+_OF_KIND: dict[Kind, type[Products]] = {Kind.DENSE: _Dense, Kind.ELEMENTWISE: _Elementwise}
+
+
+def products_of(scheme: PublicScheme, widths: Widths) -> Products:
+    """Of a layer's kind."""
+    return _OF_KIND[widths.kind](scheme, widths)

@@ -30,10 +30,15 @@ def program_over(iterator):
     return Program(TaskScope(MODE.TRAIN, None), sample=sample)
 
 
+def of(program):
+    passes = _passes.passes_of(program)
+    return passes.twice, passes.straddles
+
+
 def told(data, one_shot=False):
     make = tf.data.make_one_shot_iterator if one_shot else tf.data.make_initializable_iterator
     program = program_over(make(data()))
-    return _passes.twice_in_a_pass(program), _passes.twice_in_a_batch(program)
+    return of(program)
 
 
 def most(data, passes=3):
@@ -207,11 +212,11 @@ def test_passes_in_the_same_order_have_no_row_twice_in_a_batch(data):
 def test_a_data_set_that_is_fed_and_one_of_several_by_turns():
     held = tf.placeholder(tf.int64, [None])
     fed = tf.data.make_initializable_iterator(D.from_tensor_slices(held).repeat().shuffle(9).batch(2))
-    assert "shuffles what Repeat" in _passes.twice_in_a_pass(program_over(fed))
+    assert "shuffles what Repeat" in of(program_over(fed))[0]
     either = tf.data.Iterator.from_structure(tf.int64, [None])
     either.make_initializer(rows().repeat().batch(4))
     either.make_initializer(rows().repeat().shuffle(99).batch(4))
-    assert "shuffles what Repeat" in _passes.twice_in_a_pass(program_over(either))
+    assert "shuffles what Repeat" in of(program_over(either))[0]
 
 
 def test_where_nobody_can_tell_nothing_is_said():
@@ -219,7 +224,7 @@ def test_where_nobody_can_tell_nothing_is_said():
     drawn = efl.Sample({"x": x}, {"x": [tf.feature_column.numeric_column("x", 1)]})
     for sample in (drawn, None):
         program = Program(TaskScope(MODE.TRAIN, None), sample=sample)
-        assert (_passes.twice_in_a_pass(program), _passes.twice_in_a_batch(program)) == ("", "")
+        assert of(program) == ("", "")
 
 
 def private_model(data, **config):

@@ -14,7 +14,7 @@ import pytest
 from efl.paillier import PrivateKey, residues
 from efl.paillier.engine import Engine
 from efl.protocol import Kind, Widths, drawn
-from efl.protocol.products import PRODUCTS, Products
+from efl.protocol.products import Products, products_of
 from efl.protocol.rounds import Share
 from tests.paillier.keypairs import key
 from tests.protocol.pair import Pair, Step
@@ -57,7 +57,7 @@ def bits_are_even(numbers: list[int], bits: range) -> bool:
 
 def products_of(pair: Pair, batch: int) -> Products:
     kind, inputs, outputs = pair.active._shape
-    return PRODUCTS[kind](pair.active._scheme, Widths(kind, inputs, outputs, batch))
+    return products_of(pair.active._scheme, Widths(kind, inputs, outputs, batch))
 
 
 # ---- masks of ciphertexts

@@ -14,7 +14,7 @@ from efl.errors import DataError, EflError
 from efl.paillier.engine import Engine
 from efl.paillier.scheme import PublicPaillier
 from efl.protocol import Kind, PassiveLayer, Widths
-from efl.protocol.products import PRODUCTS
+from efl.protocol.products import products_of
 from efl.protocol.rounds import HEAD_BYTES, first_share
 from tests.paillier.keypairs import key
 from tests.protocol.pair import Line, Pair, Step
@@ -111,7 +111,7 @@ def encrypted(values: np.ndarray, pair: Pair, what: str) -> Change:
     """Ciphertexts of numbers that no honest party has."""
     scheme = pair.active._scheme
     outputs = 2 if pair.kind is Kind.DENSE else 3
-    made = PRODUCTS[pair.kind](scheme, Widths(pair.kind, 3, outputs, 4))
+    made = products_of(scheme, Widths(pair.kind, 3, outputs, 4))
     rows = scheme.encrypt(scheme.pack(values, made.updates if what == "dw" else made.gradients))
     return lambda _: rows
 

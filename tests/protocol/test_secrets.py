@@ -12,7 +12,7 @@ from gmpy2 import mpz
 from efl.paillier import residues
 from efl.paillier.engine import Engine
 from efl.protocol import Kind, Widths
-from efl.protocol.products import PRODUCTS
+from efl.protocol.products import products_of
 from tests.paillier.keypairs import key
 from tests.protocol.pair import Pair
 
@@ -37,7 +37,7 @@ def decrypted(rows: np.ndarray) -> list[mpz]:
 
 
 def products(kind: Kind, held: Pair) -> Any:
-    return PRODUCTS[kind](held.passive._scheme, Widths(kind, INPUTS, UNITS if kind is Kind.DENSE else INPUTS, BATCH))
+    return products_of(held.passive._scheme, Widths(kind, INPUTS, UNITS if kind is Kind.DENSE else INPUTS, BATCH))
 
 
 def slots_of(rows: np.ndarray, kind: Kind, held: Pair) -> np.ndarray:

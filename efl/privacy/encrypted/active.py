@@ -28,7 +28,7 @@ from efl.privacy.encrypted._layer import (
     work_of,
 )
 from efl.privacy.encrypted._trained import depends_on_trained
-from efl.protocol.rounds import ActiveLayer
+from efl.protocol.active import ActiveLayer
 from efl.protocol.widths import Kind
 
 

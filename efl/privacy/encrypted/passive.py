@@ -25,7 +25,7 @@ from efl.privacy.encrypted._layer import (
     share_of,
     work_of,
 )
-from efl.protocol.rounds import PassiveLayer
+from efl.protocol.passive import PassiveLayer
 from efl.protocol.widths import Kind
 
 Initializer = Callable[..., tf.Tensor]
