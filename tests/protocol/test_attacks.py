@@ -55,7 +55,7 @@ def bits_are_even(numbers: list[int], bits: range) -> bool:
     return all(half(numbers, bit) for bit in bits) and all(half(changes, bit) for bit in bits[:-1])
 
 
-def products_of(pair: Pair, batch: int) -> Products:
+def of_pair(pair: Pair, batch: int) -> Products:
     kind, inputs, outputs = pair.active._shape
     return products_of(pair.active._scheme, Widths(kind, inputs, outputs, batch))
 
@@ -216,7 +216,7 @@ def test_the_low_bits_of_the_weights_gradient_are_covered(kind: Kind, monkeypatc
     for _ in range(6 if kind is Kind.DENSE else 12):
         old = pair.follower.values
         assert not pair.step(x, dy).errors
-        made = products_of(pair, 2)
+        made = of_pair(pair, 2)
         shift = made.widths.update_shift
         slots = pair.active._scheme.unpack(seen.plain["dw"][-1], made.updates, 1 << (made.updates.bits - 1), "test")
         picked = made.picked(slots) - made.weight_gradient_offset(np.full((2, inputs), 3))
@@ -237,7 +237,7 @@ def test_slots_that_nobody_asked_for_are_masked_in_every_bit(monkeypatch: pytest
     seen = Seen(pair, monkeypatch)
     found = pair.step(np.full((1, inputs), 32.0), np.full((1, inputs), 0.5))
     assert not found.errors
-    made = products_of(pair, 1)
+    made = of_pair(pair, 1)
     assert (made.features.groups, made.features.count) == (2, 15)
     slots = pair.active._scheme.unpack(seen.plain["dw"][0], made.updates, 1 << (made.updates.bits - 1), "test")
     assert slots.shape == (15, inputs)
