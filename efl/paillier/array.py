@@ -23,6 +23,7 @@ from gmpy2 import invert, mpz, powmod
 
 from efl.errors import ConfigError, DataError
 from efl.paillier import residues
+from efl.paillier.decryption import decrypted, processors
 from efl.paillier.encoding import MOST_BITS, decode, encode
 from efl.paillier.masks import bits_to_hide
 from efl.paillier.multiexp import multiexp
@@ -422,7 +423,8 @@ def decrypt(private: PrivateKey, array: EncryptedArray, exact: bool) -> np.ndarr
         raise ConfigError(f"decrypt: encrypted for key {array.public.fingerprint}, not {private.public.fingerprint}")
     layout, n = array.layout, private.public.n
     half = n // 2
-    numbers = [each - n if each > half else each for each in private.decrypt_residues(array._cells.ravel().tolist())]
+    found = decrypted(private, array._cells.ravel().tolist(), "what is to be decrypted", processors())
+    numbers = [each - n if each > half else each for each in found]
     cells = _objects(numbers, array._cells.shape)
     slots = layout.slots(private.public.bits)
     if slots is None or layout.pack_axis is None:

@@ -19,6 +19,7 @@ from gmpy2 import mpz
 
 from efl.errors import ConfigError
 from efl.paillier import kernels, multiexp, residues
+from efl.paillier.decryption import processors
 from efl.paillier.factored import Product
 from efl.paillier.keys import PublicKey
 from efl.paillier.worker import products_of
@@ -40,7 +41,7 @@ def default_workers() -> int:
     """
     text = os.environ.get("EFL_PAILLIER_WORKERS", "").strip()
     if not text:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return processors()
     if not text.isdecimal() or int(text) > 1024:
         raise ConfigError(f"EFL_PAILLIER_WORKERS={text!r}: expected a number of processes from 0 (none) to 1024")
     return int(text)

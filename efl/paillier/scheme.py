@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +11,12 @@ from gmpy2 import mpz
 
 from efl.errors import DataError
 from efl.paillier import packing, residues
+from efl.paillier.decryption import decrypted
 from efl.paillier.engine import Engine
 from efl.paillier.factored import Product
 from efl.paillier.keys import PrivateKey
 from efl.paillier.masks import HIDING_BITS, bits_to_hide
 from efl.paillier.slots import Slots
-
-_DECRYPTED = 32  # in a piece: a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -146,18 +143,8 @@ class PrivatePaillier(PublicPaillier):
     def decrypt(self, rows: np.ndarray, groups: int, m: int, what: str) -> np.ndarray:
         """See ``efl.protocol.scheme``."""
         ciphertexts = _rows_of(rows, groups * m, self._cipher_bytes, what)
-        pieces = [ciphertexts[at : at + _DECRYPTED] for at in range(0, len(ciphertexts), _DECRYPTED)]
-        found: list[mpz] = []
-        # Threads, since the private key leaves this process for no worker; most of it is done without the interpreter.
-        with ThreadPoolExecutor(self.engine.threads) as pool:
-            try:
-                decrypt = functools.partial(self._private.decrypt_residues, whose=what)
-                for number, piece in enumerate(pool.map(decrypt, pieces)):
-                    found += piece
-                    self.engine.progress((number + 1) / len(pieces))
-            except BaseException:  # what is under way is of no use any more; raised again
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        engine = self.engine
+        found = decrypted(self._private, ciphertexts, what, engine.threads, engine.progress)
         return _array(found, groups, m)
 
 
