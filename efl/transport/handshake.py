@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -29,6 +30,7 @@ MAX_HELLO_BYTES = 8 << 20
 _NAME_LENGTH = 80
 _MAX_DIMENSION = 1 << 40
 _MAX_TERMS = 4096
+_MANY = 3  # tensors or terms of one part of a program, of which the same is wrong, are told in one sentence
 _MAX_VALUE, _MAX_REASONS = 1000, 1 << 19  # characters: of a value within a reason, of all reasons
 
 
@@ -128,7 +130,7 @@ def disagreements(mine: Hello, peer: Hello) -> list[str]:
     if failures:
         return failures  # of a program that failed before it was complete, nothing else is worth comparing
     tensors, terms = _tensor_disagreements(first, second), _term_disagreements(first, second)
-    return _bounded([*(found.text for found in _causes(tensors, terms, (first, second))), *terms])
+    return _bounded([*_told(_causes(tensors, terms, (first, second))), *terms])
 
 
 def _bounded(reasons: list[str]) -> list[str]:
@@ -167,11 +169,25 @@ def sorted_pair(what: str, mine: Hello, peer: Hello, my_value: object, peer_valu
 
 
 class _Found(NamedTuple):
-    """A sentence about the tensor that ``sender`` sends, or should, under ``name``."""
+    """What is wrong with the tensor that ``sender`` sends, or should, under ``name``."""
 
     sender: str
     name: str
     text: str
+
+
+def _told(found: list[_Found]) -> list[str]:
+    """A sentence each, but one for all tensors of a part of a program (a layer) of which the same is wrong."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        alike.setdefault((each.name.rpartition("/")[0], each.text), []).append(each.name.rpartition("/")[2])
+    sentences: dict[str, None] = {}
+    for each in found:
+        part, own = each.name.rpartition("/")[0], alike[each.name.rpartition("/")[0], each.text]
+        several = part.count("/") and len(own) >= _MANY
+        name = f"tensors {part + '/'!r} ({', '.join(own)})" if several else f"tensor {each.name!r}"
+        sentences.setdefault(f"{name}: {each.text}")
+    return list(sentences)
 
 
 def _causes(found: list[_Found], terms: list[str], hellos: tuple[Hello, Hello]) -> list[_Found]:
@@ -198,7 +214,7 @@ def _tensor_disagreements(first: Hello, second: Hello) -> list[_Found]:
     found = []
 
     def note(sender: Hello, name: str, text: str) -> None:
-        found.append(_Found(sender.role, name, f"tensor {name!r}: {text}"))
+        found.append(_Found(sender.role, name, text))
 
     for sender, receiver in ((first, second), (second, first)):
         sent = {t.name: t for t in sender.tensors if t.direction == "send"}
@@ -231,8 +247,14 @@ def _tensor_disagreements(first: Hello, second: Hello) -> list[_Found]:
 def _term_disagreements(first: Hello, second: Hello) -> list[str]:
     mine, theirs = _normal(first.terms), _normal(second.terms)
     found = []
+    for part in sorted(_parts(mine) ^ _parts(theirs)):
+        has, lacks = (first, second) if part in _parts(mine) else (second, first)
+        found.append(f"{part:.{_MAX_VALUE}}: the {has.role} has it, the {lacks.role} has none of that name")
+    lacking = tuple(f"{part}/" for part in _parts(mine) ^ _parts(theirs))
     for key in sorted(mine.keys() | theirs.keys()):
         what = f"{key:.{_MAX_VALUE}}"
+        if key.startswith(lacking):
+            continue
         if key not in mine or key not in theirs:
             has, lacks = (first, second) if key in mine else (second, first)
             value = (mine if key in mine else theirs)[key]
@@ -242,6 +264,12 @@ def _term_disagreements(first: Hello, second: Hello) -> list[str]:
             one, other = _short(mine[key]), _short(theirs[key])
             found.append(f"{what}: the {first.role} has {one}, the {second.role} has {other}")
     return found
+
+
+def _parts(terms: Mapping[str, JSON]) -> set[str]:
+    """Parts of a program that state terms of their own: ``encrypted/hetero`` of ``encrypted/hetero/key``."""
+    counts = Counter(key.rpartition("/")[0] for key in terms if key.count("/") > 1)
+    return {part for part, count in counts.items() if count >= _MANY}
 
 
 def _short(value: JSON) -> str:
