@@ -154,7 +154,7 @@ PRIVATE = "efl.optimizer_fn.optimizer_setter(efl.DPGradientDescentGaussianOptimi
     ("role", "there", "here", "text"),
     [
         ("leader", PASSIVE, ACTIVE, "EncryptActiveDense is the follower's end of an encrypted layer, and"),
-        ("leader", "z = efl", "z = h[:, :4]  # ", "encrypted/hetero: the follower has it, the leader has none of that name"),
+        ("leader", "z = efl", "z = h[:, :4]  # ", "hetero: the follower has it, the leader has none of that name"),
         ("leader", "return cross", "return 0.0 / tf.constant(0.0) * cross", "NaN or infinite: is the loss?"),
         ("follower", "tf.tanh)", "tf.tanh) / tf.constant(0.0)", "its input: 80 of 80 values are NaN or infinite"),
         ("follower", "tf.tanh)", "tf.sign) * 30.0", "decrypted numbers are beyond 2^33 units"),
