@@ -423,7 +423,12 @@ class Communicator:
             self.connect()
             atexit.register(self._program_ends)
         self.bind(sess)
-        self.exchange.begin(steps)
+        try:
+            self.exchange.begin(steps)
+        except PeerClosed:
+            # What a reader was told before the goodbye is still there to be taken; no step of tensors is.
+            if not self.exchange.untaken(besides=steps):
+                raise
 
     def bind(self, sess: tf.Session) -> None:
         """Binds the receiving ends to a session: what arrives is handed to it from now on."""

@@ -339,7 +339,8 @@ write(got)
     assert written["follower"]["test"] == [["other", 2**40 + i] for i in range(3)]
 
 
-def test_states_that_were_told_before_a_goodbye_are_taken_after_it(tmp_path):
+@pytest.mark.parametrize("late", [False, True], ids=["soon", "after the goodbye"])
+def test_states_that_were_told_before_a_goodbye_are_taken_after_it(tmp_path, late):
     leader = """
 block, row = tf.placeholder(tf.string), tf.placeholder(tf.int64)
 tell, stop = comm.send_reader_state('train', block, row), comm.terminate_reader('train')
@@ -349,8 +350,10 @@ with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
     sess.run(stop)
 """
     follower = """
-import time
 state, got = comm.recv_reader_state('train'), []
+comm.connect()
+if LATE:
+    time.sleep(2.0)
 with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
     while True:
         try:
@@ -361,7 +364,7 @@ with tf.train.MonitoredSession(hooks=[comm.hook]) as sess:
         got.append(int(row))
         time.sleep(0.5)
 """
-    _, written = talk(tmp_path, leader, follower)
+    _, written = talk(tmp_path, leader, follower.replace("LATE", str(late)))
     assert written["follower"] == [[0, 1, 2], False]  # and the end that it was told, not the goodbye
 
 
