@@ -263,8 +263,18 @@ def test_norms_are_no_smaller_than_what_is_added_up_also_by_detour() -> None:
         s = tf.get_variable("s", [], initializer=tf.ones_initializer())
         return tf.where(x[:, 0] > 0, s * tf.ones_like(x[:, 0]), x[:, 0]) + tf.reduce_sum(x * 0, 1) * s
 
+    def vanishing_twice(x: tf.Tensor) -> tf.Tensor:
+        w = tf.get_variable("w", [784, 1], initializer=tf.zeros_initializer())
+        one, other = (tf.matmul(x[:, :784], read(w))[:, 0] for read in (tf.tanh, tf.sin))
+        return tf.square(one - x[:, 784]) + tf.square(other - x[:, 784])
+
+    def vanishing_with_a_direction(x: tf.Tensor) -> tf.Tensor:
+        w = tf.get_variable("w", [784, 1], initializer=tf.zeros_initializer())
+        return x[:, 784] * (tf.matmul(x[:, :784], w)[:, 0] + tf.reduce_sum(w * 1e-19))
+
     assert passed(cancelling, 1, [1e4]) < 1.001
-    assert passed(vanishing, 785, [1e-19] * 784 + [5e18]) < 1.001
+    for build in (vanishing, vanishing_twice, vanishing_with_a_direction):
+        assert passed(build, 785, [1e-19] * 784 + [5e18]) < 1.001
     assert passed(twice, 1, [3.0]) < 1.001
     assert passed(lambda x: tf.where(x[:, 0] > 0, *_both(x)), 1, [3.0]) < 1.001
 

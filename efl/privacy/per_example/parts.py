@@ -9,8 +9,8 @@ Sources: outer products, Goodfellow (arXiv:1510.01799) and, over positions, Li e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -210,24 +210,46 @@ def _square(part: Part) -> tf.Tensor:
     if isinstance(part, Product):
         return sum_of_squares(part.g, [1, 2])
     if isinstance(part, Masked):
-        return _inner_of_masked(part, part)
+        return _inner(part, part)
     if isinstance(part, Direction):
-        # One factor may be so small that its square is none, and the other so large that their product is one.
-        largest = tf.maximum(tf.reduce_max(tf.abs(part.along)), _LEAST)
-        return tf.square(part.scale * largest) * tf.reduce_sum(tf.square(part.along / largest))
+        part = _balanced(part)
+        return tf.square(part.scale) * tf.reduce_sum(tf.square(part.along))
     if isinstance(part, Lookup):
         return _square_of_rows(part)
     if part.a.shape[1] == 1:
         return _square_of_factor(part.a) * _square_of_factor(part.d)
     if part.is_product_cheaper:
         return sum_of_squares(part.product, [1, 2])
-    # As above: a position's gradient has its size in one factor.
-    largest = tf.maximum(tf.reduce_max(tf.abs(part.a), 2, keepdims=True), _LEAST)
-    scaled = part.a / largest, part.d * largest
-    gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in scaled)
+    part = _balanced(part)
+    gram_a, gram_d = (tf.matmul(factor, factor, transpose_b=True) for factor in (part.a, part.d))
     sizes = tf.sqrt(tf.linalg.diag_part(gram_a)) * tf.sqrt(tf.linalg.diag_part(gram_d))
     slack = _ROUNDING * tf.square(tf.reduce_sum(sizes, 1))  # positions may cancel
     return tf.maximum(tf.reduce_sum(gram_a * gram_d, [1, 2]), 0.0) + slack
+
+
+_P = TypeVar("_P", bound=Part)
+
+
+def _balanced(part: _P) -> _P:
+    """The same gradients, their size in one factor: the largest number of every other one is 1.
+
+    One factor may be so small that its square, or its product with that of another part, is none, and the other so
+    large that their product is one.
+    """
+
+    def largest(factor: tf.Tensor, axis: int | None) -> tf.Tensor:
+        return tf.maximum(tf.reduce_max(tf.abs(factor), axis, keepdims=axis is not None), _LEAST)
+
+    if isinstance(part, Outer):
+        size = largest(part.a, 2)
+        return replace(part, a=part.a / size, d=part.d * size)
+    if isinstance(part, Direction):
+        size = largest(part.along, None)
+        return replace(part, scale=part.scale * size, along=part.along / size)
+    if isinstance(part, Masked):
+        size, of_all = largest(part.a, 1), largest(part.j, None)
+        return replace(part, a=part.a / size, j=part.j / of_all, d=part.d * size * of_all)
+    return part
 
 
 def _square_of_factor(factor: tf.Tensor) -> tf.Tensor:
@@ -261,16 +283,10 @@ def square_of_tables(lookups: Sequence[Lookup], sizes: Sequence[int]) -> tf.Tens
     return tf.math.unsorted_segment_sum(tf.reduce_sum(tf.square(added), 1), pairs // firsts[-1], lookups[0].count)
 
 
-def _inner_of_masked(one: Masked, other: Masked) -> tf.Tensor:
-    products = [one.a * other.a, one.j * other.j, one.d * other.d]
-    if one is other:  # see _square_of_factor
-        products = [product + tf.constant(_LEAST, product.dtype) for product in products]
-    return tf.reduce_sum(tf.matmul(products[0], products[1]) * products[2], 1)
-
-
 def _inner(one: Part, other: Part) -> tf.Tensor:
+    one, other = _balanced(one), _balanced(other)
     if isinstance(one, Masked) and isinstance(other, Masked):
-        return _inner_of_masked(one, other)
+        return tf.reduce_sum(tf.matmul(one.a * other.a, one.j * other.j) * one.d * other.d, 1)
     order = (Lookup, Outer, Whole, Direction)
     if order.index(type(one)) > order.index(type(other)):
         one, other = other, one
