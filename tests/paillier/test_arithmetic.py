@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efl.errors import ConfigError, DataError
-from efl.paillier import residues
+from efl.paillier import kernels, residues
 from efl.paillier.encoding import decode, encode
 from efl.paillier.factored import Product, Split
 from efl.paillier.fixed_base import FixedBase
@@ -105,6 +105,16 @@ def test_the_empty_subset_is_as_wide_as_others_and_adds_nothing() -> None:
         assert made.head.bit_length() > 2 * n.bit_length() - 64  # of full width: 0 looks like any other
         expected = 3 * exponents[0][0] + 5 * exponents[1][0]
         assert private.decrypt_residues([made.finished(n, private.public.square)]) == [expected]
+
+
+def test_products_of_no_powers_are_fresh_encryptions_of_nothing() -> None:
+    """An exponent of zero must not show: neither as a one, nor as the same element again."""
+    public, nothing = key().public, np.zeros((3, 1), np.uint64)
+    bases = public.encrypt_residues([5, 6, 7])
+    found = [kernels.products(public, bases, nothing, 14) for _ in range(2)]
+    found.append(kernels.spread(public, bases[0], nothing, 14, 40))
+    made = [each.finished(public.n, public.square) for row in found for each in row]
+    assert len({1, *made}) == 4 and key().decrypt_residues(made, "test") == [0] * 3
 
 
 def test_what_was_not_made_of_such_slots_is_refused() -> None:

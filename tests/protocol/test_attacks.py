@@ -250,6 +250,21 @@ def test_slots_that_nobody_asked_for_are_masked_in_every_bit(monkeypatch: pytest
     assert abs(np.mean([each > 0 for each in others]) - 0.5) < SIGMAS / 2 / math.sqrt(len(others))
 
 
+def test_slots_beyond_the_features_of_a_dense_layer_are_masked_in_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold what the follower put there, times dY of every output: a follower that puts a one reads its sum."""
+    inputs, outputs = 29, 210  # two plaintexts of 15 slots
+    pair = Pair(key(), Kind.DENSE, weights_of(Kind.DENSE, inputs, outputs))
+    seen = Seen(pair, monkeypatch)
+    assert not pair.step(np.full((1, inputs), 4.0), np.full((1, outputs), 0.5)).errors
+    made = of_pair(pair, 1)
+    slots = pair.active._scheme.unpack(seen.plain["dw"][0], made.updates, 1 << (made.updates.bits - 1), "test")
+    beyond = [int(each) for each in slots[inputs:].ravel()]
+    bits = 62 + made.widths.update_shift
+    assert len(beyond) == len(set(beyond)) == (made.updates.length - inputs) * outputs >= 200
+    assert max(map(abs, beyond)) < 1 << bits
+    assert bits_are_even([each + (1 << (bits - 1)) for each in beyond], range(bits - 1))
+
+
 # ---- exact numbers: greatest common divisors, periods
 
 
