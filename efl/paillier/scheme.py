@@ -18,6 +18,8 @@ from efl.paillier.keys import PrivateKey
 from efl.paillier.masks import HIDING_BITS, bits_to_hide
 from efl.paillier.slots import Slots
 
+_MULTIPLIER_BITS = 62  # of a share
+
 
 @dataclass(frozen=True)
 class Ciphertexts:
@@ -125,7 +127,8 @@ class PublicPaillier:
         return _array(_rows_of(rows, groups * m, self._residue_bytes, what), groups, m)
 
     def _computed(self, elements: np.ndarray, of: Ciphertexts, bits: int, terms: int) -> Ciphertexts:
-        return Ciphertexts(elements, bits_to_hide(of.mask_bits, bits, terms, self.public.bits))
+        # As for the longest multipliers, whatever these were: masks of one length serve all rounds.
+        return Ciphertexts(elements, bits_to_hide(of.mask_bits, max(bits, _MULTIPLIER_BITS), terms, self.public.bits))
 
 
 class PrivatePaillier(PublicPaillier):

@@ -18,6 +18,7 @@ from efl.protocol.scheme import PrivateScheme
 from efl.protocol.widths import Kind, Widths
 
 _log = logging.getLogger("efl")
+_MOST_SHARE = 1 << w.SHARE_BITS  # a share of the leader's has half of it, and weights are small beside that
 
 
 class ActiveLayer:
@@ -109,7 +110,10 @@ class ActiveLayer:
         masked = products.picked(scheme.unpack(plain, products.updates, bound, what))
         shift = products.widths.update_shift
         moved = (masked - products.weight_gradient_offset(rows) + share.carried(self._momentum, shift)) >> shift
-        new = share.updated((share.values - moved).astype(np.int64), message)
+        values = (share.values - moved).astype(object)
+        if np.abs(values).max(initial=0) > _MOST_SHARE:
+            raise DataError(f"{what}: it makes a share larger than shares are: the parties' shares are not of one layer")
+        new = share.updated(values.astype(np.int64), message)
         what = f"{self._name}/dx of the leader"
         plain = scheme.decrypt(channel.recv("dx"), *products.returned, what)
         plain = plain - products.input_gradient_offset(share.values)
@@ -151,7 +155,12 @@ class ActiveLayer:
         return products_of(self._scheme, Widths(*self._shape, batch, self._limit, bool(self._momentum)))
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        if x.ndim != 2 or x.shape[1] != self._shape[1] or not len(x):
+        if x.ndim == 2 and not len(x):
+            raise DataError(
+                f"encrypted layer {self._name!r}: the batch has no rows: end the data with the last batch that has "
+                "any, at both parties"
+            )
+        if x.ndim != 2 or x.shape[1] != self._shape[1]:
             raise DataError(
                 f"encrypted layer {self._name!r}: the input is {list(x.shape)}: expected [batch, {self._shape[1]}]"
             )

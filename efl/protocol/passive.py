@@ -95,10 +95,20 @@ class PassiveLayer:
           DataError: The gradient is not finite, or what comes is none of what was expected.
         """
         gradient = np.asarray(gradient, np.float64)
+        if gradient.shape != (len(gradient), self._shape[2]):
+            raise DataError(
+                f"encrypted layer {self._name!r}: its output's gradient is {list(gradient.shape)}: expected "
+                f"[batch, {self._shape[2]}]"
+            )
         if not np.isfinite(gradient).all():
             raise DataError(
                 f"encrypted layer {self._name!r}: {np.count_nonzero(~np.isfinite(gradient))} of {gradient.size} "
                 "numbers of its output's gradient are NaN or infinite: is the loss?"
+            )
+        if np.abs(gradient).max(initial=0.0) >= 2.0**SCALE_RANGE:
+            raise DataError(
+                f"encrypted layer {self._name!r}: numbers of its output's gradient are beyond 2^{SCALE_RANGE}: the "
+                "training diverges, or the loss needs another scale"
             )
         products, scheme = self._products(len(gradient)), self._scheme
         widths = products.widths

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from efl.errors import DataError
 from efl.protocol import widths as w
 
 TAG_BYTES = 32
@@ -102,6 +103,17 @@ class Share:
 
 
 def first_share(values: np.ndarray, momentum: float = 0.0) -> Share:
-    """The share of a layer that was never trained, from weights (float64)."""
+    """The share of a layer that was never trained, from weights (float64).
+
+    Raises:
+      DataError: A weight is NaN, infinite or beyond ±8.
+    """
+    most = 2.0**w.WEIGHT_LIMIT_BITS
+    beyond = np.count_nonzero(~(np.abs(values) <= most))
+    if beyond:
+        raise DataError(
+            f"encrypted layer: {beyond} of {np.size(values)} initial weights are NaN or beyond ±{most:g}: give an "
+            "initializer of smaller ones, or none"
+        )
     whole = np.rint(values * 2.0**w.WEIGHT_BITS).astype(np.int64)
     return Share(whole, np.zeros(TAG_BYTES, np.uint8), np.zeros_like(whole) if momentum else None)

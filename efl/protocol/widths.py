@@ -11,8 +11,9 @@
     momentum              16                   16                         below 1
 
 Hiding: the leader's new share covers Xᵀ·(lr·dY), which has ⌈log₂ B⌉ + 26 bits, by its 62 + sh = 67 + ⌈log₂ B⌉: 41 more.
-Each slot of a sum keeps GUARD_BITS beyond its bound, so that what drifts out of it is met, before it can reach a
-neighbour.
+Slots of Z and dX keep GUARD_BITS beyond their bound: what drifts out of it (larger weights than assumed, a larger
+output) is met before it can reach a neighbour. Those of the weights' masked gradient keep two bits: its parts are all
+drawn or clipped, and cannot drift.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ STEP_BITS = 13  # of learning_rate·dY and of dY, in magnitude
 GUARD_BITS = 4
 HIDING_BITS = 40
 _BELL_BITS = 3  # it is below 2^(deviation + 3)
-_LEAST_BATCH_BITS = 4
 
 
 class Kind(enum.Enum):
@@ -109,7 +109,7 @@ class Widths:
     @property
     def step_scale_bits(self) -> int:
         """Fraction bits of learning_rate·dY."""
-        return STEP_BITS + max(_ceil_log2(self.batch), _LEAST_BATCH_BITS)
+        return STEP_BITS + _ceil_log2(self.batch)
 
     @property
     def update_shift(self) -> int:

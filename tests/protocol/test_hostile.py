@@ -271,7 +271,7 @@ def test_a_message_that_was_changed_on_its_way_is_found_out_at_the_next_step() -
         (np.full((4, 3), -1e300), "12 of 12 values are larger than 32", DataError),
         (np.full((4, 3), 40, np.int8), "12 of 12 values are larger than 32", DataError),
         (np.zeros((4, 2)), "expected [batch, 3]", DataError),
-        (np.zeros((0, 3)), "expected [batch, 3]", DataError),
+        (np.zeros((0, 3)), "the batch has no rows", DataError),
         (np.zeros(3), "expected [batch, 3]", DataError),
         (np.full((4, 3), "1"), "expected real numbers", EflError),
         (np.full((4, 3), 1j), "expected real numbers", EflError),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def test_a_step_is_numpys(kind: Kind, batch: int, inputs: int, outputs: int, bit
         assert found.gradient is not None and found.gradient.dtype == np.float64
         assert np.abs(found.gradient - back).max() < unit * (13 + np.abs(before).sum(-1).max())
         step = x.T @ gradient if kind is Kind.DENSE else (x * gradient).sum(0)
-        # Rounding of rate·dY to 2^-17 at least, times x; of x to 2^-8, by chance; of W to 2^-16.
-        bound = 2.0**-16 + 2.0**-17 * np.abs(x).sum(0).max() + 2.0**-8 * pair.rate * np.abs(gradient).sum(0).max()
+        # Rounding of rate·dY to 2^-13 for one row, half for two, times x; of x to 2^-8, by chance; of W to 2^-16.
+        bound = 2.0**-16 + 2.0 ** -(13 + math.ceil(math.log2(batch))) * np.abs(x).sum(0).max() + 2.0**-8 * pair.rate * np.abs(gradient).sum(0).max()
         assert np.abs(pair.weights - (before - pair.rate * step)).max() < bound
         assert np.array_equal(pair.leader.tag, pair.follower.tag) and pair.leader.tag.any()
         assert np.abs(pair.leader.values).max() > 1 << 40
@@ -70,7 +71,7 @@ def test_evaluation_sends_less_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-@pytest.mark.parametrize("size", [0.0, 1e-310, 1e-30, 1e2, 1e14, 1e30, 1e300])
+@pytest.mark.parametrize("size", [0.0, 1e-310, 1e-30, 1e2, 1e14, 1e30])
 def test_gradients_of_any_size_keep_their_sign(kind: Kind, size: float, caplog: pytest.LogCaptureFixture) -> None:
     outputs = 2 if kind is Kind.DENSE else 3
     pair = Pair(key(), kind, np.abs(weights(kind, 3, outputs)) + 0.5)
@@ -84,7 +85,7 @@ def test_gradients_of_any_size_keep_their_sign(kind: Kind, size: float, caplog: 
         np.testing.assert_allclose(found.gradient / size, expected / size, atol=5e-3)
     moved = pair.weights - before
     if size > 1:  # three rows push down, one up, each by the most that there is
-        assert (moved < 0).all() and np.abs(moved).max() < 4 * 2.0**-4
+        assert (moved < 0).all() and 0.499 < np.abs(moved).max() <= 2 * 2.0**-2
         assert "were clipped" in caplog.text
     else:
         assert np.abs(moved).max() < 1e-3

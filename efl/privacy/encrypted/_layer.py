@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,13 +19,13 @@ from efl.communicator import Communicator
 from efl.errors import ConfigError, ModelError
 from efl.privacy.optimizers import checked_number
 from efl.protocol.rounds import HEAD_BYTES, MESSAGES, TAG_BYTES, Form, Share
-from efl.protocol.widths import Kind
+from efl.protocol.widths import MOMENTUM_BITS, Kind
 
 if TYPE_CHECKING:
     from efl.paillier import PublicKey
     from efl.paillier.engine import Engine
 
-_VERSION = 1  # of the rounds
+_VERSION = 2  # of the rounds
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,20 @@ class EncryptedLayer:
                 f"{what} is the {role}'s end of an encrypted layer, and this party is {communicator.federal_role!r}: "
                 "the follower, who holds the private key, uses EncryptActive…, the leader EncryptPassive…"
             )
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ConfigError(f"{what}: name={name!r}: expected letters, digits and underscores")
+        if not isinstance(name, str) or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+            raise ConfigError(
+                f"{what}: name={name!r}: expected letters (A-Z, a-z), digits and underscores, a letter first"
+            )
         self._communicator, self._public, self._kind, self._name = communicator, public, terms.kind, name
         self._inputs, self._outputs = checked_size(what, "dim", terms.inputs), terms.outputs
         self._learning_rate = checked_number("learning_rate", terms.learning_rate, 0.0, may_be_least=True)
         self._momentum = checked_number("momentum", terms.momentum, 0.0, may_be_least=True)
-        if self._momentum >= 1.0:
-            raise ConfigError(f"{what}: momentum={terms.momentum!r}: expected a number below 1")
+        least = 2.0**-MOMENTUM_BITS
+        if self._momentum and not least <= self._momentum <= 1.0 - least:
+            raise ConfigError(
+                f"{what}: momentum={terms.momentum!r}: expected 0, or a number below 1, of {MOMENTUM_BITS} bits: "
+                f"{least:.2g} to 1 - {least:.2g}"
+            )
         self._limit_bits = _limit_bits(what, terms.output_limit)
         declared = {
             "version": _VERSION,
@@ -221,9 +229,9 @@ def checked_size(what: str, argument: str, value: int) -> int:
     Raises:
       ConfigError: It is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 16:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= 1 << 16:
         raise ConfigError(f"{what}: {argument}={value!r}: expected a number of columns, 1 to 65536")
-    return value
+    return int(value)
 
 
 def file_path(what: str, argument: str, path: str | os.PathLike[str]) -> str:
@@ -233,7 +241,10 @@ def file_path(what: str, argument: str, path: str | os.PathLike[str]) -> str:
       ConfigError: It is none.
     """
     try:
-        return os.fspath(path)
+        name = os.fspath(path)
+        if "\0" in name:
+            raise TypeError
+        return name
     except TypeError:
         raise ConfigError(
             f"{what}: {argument}={path!r}: expected the name of a key file; `efl keygen` makes public_key.json and "
@@ -242,7 +253,8 @@ def file_path(what: str, argument: str, path: str | os.PathLike[str]) -> str:
 
 
 def _limit_bits(what: str, limit: float) -> int:
-    bits = next((bits for bits in range(4, 21) if limit == 2.0**bits), None)
+    is_number = isinstance(limit, numbers.Real)
+    bits = next((bits for bits in range(4, 21) if is_number and limit == 2.0**bits), None)
     if bits is None:
         raise ConfigError(f"{what}: output_limit={limit!r}: expected a power of two from 16 to 2**20")
     return bits

@@ -46,6 +46,8 @@ class _Active(EncryptedLayer):
         from efl.paillier import PrivateKey, PublicKey
 
         what = type(self).__name__
+        if not isinstance(clip, bool):
+            raise ConfigError(f"{what}: clip={clip!r}: expected True or False")
         public = PublicKey.load(file_path(what, "public_file", public_file))
         self._private = PrivateKey.load(file_path(what, "private_file", private_file))
         if self._private.public != public:

@@ -10,9 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from efl.errors import DataError
 from efl.protocol import drawn
 from efl.protocol.rounds import first_share
 from efl.protocol.widths import Kind
+
+_REFUSED = np.iinfo(np.int64).min  # no share has such a number
 
 
 def half(kind: Kind, shape: tuple[int, ...]) -> tf.Tensor:
@@ -31,9 +34,28 @@ def origin(kind: Kind, shape: tuple[int, ...], initializer: Callable[..., tf.Ten
     """The leader's part: ``half``, or all of the weights where there is an initializer for them."""
     if initializer is None:
         return half(kind, shape)
-    weights = initializer(shape, dtype=tf.float32)
-    values = tf.numpy_function(lambda held: first_share(np.asarray(held, np.float64)).values, [weights], tf.int64)
+
+    def convert(weights: np.ndarray) -> np.ndarray:
+        try:
+            return first_share(np.asarray(weights, np.float64)).values
+        except DataError:  # told by the first step: of what fails in an initializer, nobody could read it
+            return np.full(shape, _REFUSED)
+
+    values = tf.numpy_function(convert, [initializer(shape, dtype=tf.float32)], tf.int64)
     return tf.ensure_shape(values, shape)
+
+
+def check_origin(name: str, share: np.ndarray) -> None:
+    """Refuses a share that began as weights which cannot be.
+
+    Raises:
+      DataError: They were NaN, infinite or beyond ±8.
+    """
+    if (share == _REFUSED).any():
+        raise DataError(
+            f"encrypted layer {name!r}: its initializer gives weights that are NaN or beyond ±8: give one of smaller "
+            "weights, or none"
+        )
 
 
 def _unit(shape: tuple[int, ...]) -> np.ndarray:

@@ -77,6 +77,7 @@ class _Passive(EncryptedLayer):
 
         def forward(job: Job, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
             *share, rows = values
+            initial.check_origin(self._name, share[0])
             return [layer.forward(job, share_of(share), int(rows)).astype(as_numpy)]
 
         def backward(job: Job, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
