@@ -112,7 +112,9 @@ class ActiveLayer:
         moved = (masked - products.weight_gradient_offset(rows) + share.carried(self._momentum, shift)) >> shift
         values = (share.values - moved).astype(object)
         if np.abs(values).max(initial=0) > _MOST_SHARE:
-            raise DataError(f"{what}: it makes a share larger than shares are: the parties' shares are not of one layer")
+            raise DataError(
+                f"{what}: it makes a share larger than shares are: the parties' shares are not of one layer"
+            )
         new = share.updated(values.astype(np.int64), message)
         what = f"{self._name}/dx of the leader"
         plain = scheme.decrypt(channel.recv("dx"), *products.returned, what)

@@ -14,8 +14,8 @@ SGD = "tf.train.GradientDescentOptimizer(0.05)"
 FIRST = "lambda shape, dtype=tf.float32, partition_info=None: tf.constant(start_value('hetero', shape))"
 LAYERS = {
     "dense": (
-        f"EncryptPassiveDense(m.communicator, 5, 5, 'public_key.json', 5, 0.05, {FIRST})",
-        "EncryptActiveDense(m.communicator, 5, 'public_key.json', 'private_key.json', 5, 0.05)",
+        f"EncryptPassiveDense(m.communicator, 5, 5, 'public_key.json', 5, 0.05, {FIRST}, momentum=0.5)",
+        "EncryptActiveDense(m.communicator, 5, 'public_key.json', 'private_key.json', 5, 0.05, momentum=0.5)",
     ),
     "concat": (
         f"EncryptPassiveLayer(m.communicator, 5, 5, 'public_key.json', 0.05, {FIRST})",
@@ -24,8 +24,9 @@ LAYERS = {
 }
 SHARES = """
 raw = model.session.raw_session()
+NAMES = "hetero/share", "hetero/tag", "hetero/velocity"
 with raw.graph.as_default():
-    shares = raw.run({v.op.name: v for v in tf.global_variables() if v.op.name in ("hetero/share", "hetero/tag")})
+    shares = raw.run({v.op.name: v for v in tf.global_variables() if v.op.name in NAMES})
 np.savez(f"{ROLE}.npz", **model.get_weights(), **shares)
 """
 
@@ -61,9 +62,12 @@ def run(folder: Path, pair: PrivateKey, kind: str, deaths: dict[str, list[Death]
         with np.load(folder / f"{role}.npz") as file:
             held.update({f"{role}/{name}": file[name] for name in file.files})
     assert np.array_equal(held.pop("leader/hetero/tag"), held.pop("follower/hetero/tag"))
-    one, two = held.pop("leader/hetero/share"), held.pop("follower/hetero/share")
-    assert np.abs(one).max() > 1 << 55  # a share of its own, and no weights
-    return {**held, "hetero/w2": (one + two) * 2.0**-16}
+    whole = {}
+    for name in ("share", "velocity") if kind == "dense" else ("share",):
+        one, two = held.pop(f"leader/hetero/{name}"), held.pop(f"follower/hetero/{name}")
+        assert np.abs(one).max() > 1 << 55  # a share of its own, and no weights
+        whole[f"hetero/{name}"] = (one + two) * 2.0**-16
+    return {**held, **whole}
 
 
 @pytest.mark.parametrize("kind", ["dense", pytest.param("concat", marks=pytest.mark.full)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -36,22 +38,24 @@ def scripts(procedure: str = ONE_STEP) -> tuple[str, str]:
     return leader, follower
 
 
-# ---- two layers, of both kinds; a last batch of half the rows; evaluation; a loss of the follower's own
+# ---- two layers, of both kinds, one of float64; a last batch of half the rows; evaluation; the follower's own loss
 
 TWO = """
-START = lambda shape, dtype=tf.float32, partition_info=None: tf.constant(start_value('hetero', shape))
+START = lambda shape, dtype=tf.float32, partition_info=None: tf.constant(start_value('hetero', shape), dtype)
 data = {mode: batches(40, 1) for mode in efl.MODE}  # 16, 16 and 8 rows
+def wide(h):
+    return tf.cast(h, tf.float64)
 def net(m, s):
     h = dense(s['x'], 4, 5, ROLE, tf.tanh)
     args = m.communicator, 5
     if ROLE == "leader":
         z = efl.privacy.EncryptPassiveDense(*args, 5, "public_key.json", 4, 0.5, START, name="first")(h)
-        c = efl.privacy.EncryptPassiveLayer(*args, 5, "public_key.json", 0.5, START, name="second")(h)
-        h = tf.tanh(tf.concat([z, c], 1))
+        c = efl.privacy.EncryptPassiveLayer(*args, 5, "public_key.json", 0.5, START, name="second")(wide(h))
+        h = tf.tanh(tf.concat([z, tf.cast(c, tf.float32)], 1))
     else:
         files = "public_key.json", "private_key.json"
         h = efl.privacy.EncryptActiveDense(*args, *files, 4, 0.5, name="first")(h)
-        h = efl.privacy.EncryptActiveLayer(*args, *files, 0.5, name="second")(h)
+        h = tf.cast(efl.privacy.EncryptActiveLayer(*args, *files, 0.5, name="second")(wide(h)), tf.float32)
     return cross_entropy(s['label'], dense(h, h.shape[1], 3, ROLE + "_top"))
 def evaluate(m, s):
     m.add_metric('there', tf.metrics.mean(net(m, s)))
@@ -158,6 +162,7 @@ PRIVATE = "efl.optimizer_fn.optimizer_setter(efl.DPGradientDescentGaussianOptimi
         ("leader", "return cross", "return 0.0 / tf.constant(0.0) * cross", "NaN or infinite: is the loss?"),
         ("follower", "tf.tanh)", "tf.tanh) / tf.constant(0.0)", "its input: 80 of 80 values are NaN or infinite"),
         ("follower", "tf.tanh)", "tf.sign) * 30.0", "decrypted numbers are beyond 2^33 units"),
+        ("leader", "start_value('hetero', shape)", "np.full(shape, np.nan, 'f')", "gives weights that are NaN"),
         ("follower", "m.communicator", "m", "expected the communicator of a FederalModel"),
         ("follower", "optimizer(0.5)", PRIVATE, "beside the encrypted layer 'hetero'"),
         ("follower", "    return", f"    {ACTIVE}(tf.zeros([16, 5]))\n    return", "'hetero' exists already in train"),
@@ -165,8 +170,8 @@ PRIVATE = "efl.optimizer_fn.optimizer_setter(efl.DPGradientDescentGaussianOptimi
         ("follower", "efl.FederalModel()", f"efl.FederalModel(); m = model; {ACTIVE}(tf.zeros([16, 5]))",
          "is called outside of loss_fn and eval_fn"),
     ],
-    ids=["active at the leader", "no passive", "NaN loss", "infinite", "beyond the output limit", "no communicator",
-         "private optimizer", "twice", "shape", "outside"],
+    ids=["active at the leader", "no passive", "NaN loss", "infinite", "beyond the output limit", "NaN weights",
+         "no communicator", "private optimizer", "twice", "shape", "outside"],
 )  # fmt: skip
 def test_refused(keys: Path, role: str, there: str, here: str, text: str) -> None:
     texts = dict(zip(("leader", "follower"), scripts()))
@@ -176,6 +181,89 @@ def test_refused(keys: Path, role: str, there: str, here: str, text: str) -> Non
     changed = texts[role].replace(there, here)
     assert changed != texts[role]
     refused(keys, *{**texts, role: changed}.values(), text)
+
+
+ARGUMENTS = {
+    "name='größe'": "name='größe': expected letters (A-Z, a-z), digits and underscores, a letter first",
+    "name='_x'": "name='_x': expected letters",
+    "momentum=1 - 2.0**-18": "expected 0, or a number below 1, of 16 bits",
+    "momentum=1e-6": "expected 0, or a number below 1, of 16 bits",
+    "momentum=1.0": "expected 0, or a number below 1, of 16 bits",
+    "momentum=-0.5": "momentum=-0.5: expected a number of at least 0",
+    "output_limit=np.ones(2)": "expected a power of two from 16 to 2**20",
+    "output_limit='64'": "output_limit='64': expected a power of two",
+    "clip='no'": "clip='no': expected True or False",
+    "dim=np.float64(5)": "expected a number of columns, 1 to 65536",
+    "private_file='private\\0key.json'": "expected the name of a key file",
+    "dim=np.int64(5)": "",
+}
+
+
+def test_arguments_that_cannot_be_are_told_apart(keys: Path) -> None:
+    def given(argument: str) -> str:
+        name = argument.split("=")[0]
+        usual = {
+            "dim": "dim=5",
+            "private_file": "private_file='private_key.json'",
+            "name": f"name='layer{len(argument)}'",
+        }
+        return ", ".join({**usual, name: argument}.values())
+
+    lines = ["m = efl.FederalModel().communicator", "told = []"]
+    for argument in ARGUMENTS:
+        made = f"efl.privacy.EncryptActiveLayer(m, public_file='public_key.json', {given(argument)})"
+        lines.append(
+            f"try: told.append({made} and '')\nexcept efl.errors.ConfigError as error: told.append(str(error))"
+        )
+    lines.append("import json; json.dump(told, open('told.json', 'w'))")
+    run_both(keys, "", "\n".join(lines), end="")
+    told = json.loads((keys / "told.json").read_text())
+    assert len(told) == len(ARGUMENTS)
+    for (argument, text), what in zip(ARGUMENTS.items(), told):
+        assert text in what and bool(text) == bool(what), (argument, what)
+
+
+# ---- weights that nobody gives
+
+DEFAULT = """
+rng = np.random.default_rng(0)
+batch = batches()
+def net(m, s):
+    h = dense(s['x'], 4, 300, ROLE, tf.tanh)
+    args = (m.communicator, 300, 300, "public_key.json") if ROLE == "leader" else (
+        m.communicator, 300, "public_key.json", "private_key.json")
+    kind = "Passive" if ROLE == "leader" else "Active"
+    h = getattr(efl.privacy, f"Encrypt{kind}Layer")(*args, learning_rate=0.0, name="spread")(h)
+    one = getattr(efl.privacy, f"Encrypt{kind}Dense")(*args, 1, learning_rate=0.0, name="one")
+    return cross_entropy(s['label'], dense(one(h[:, :300]), 1 if ROLE == "leader" else 300, 3, ROLE + "_top"))
+model = efl.FederalModel()
+model.input_fn(lambda m, mode: sample(m, batch, ROLE)).loss_fn(net).optimizer_fn(optimizer(0.5)).compile()
+class First(tf.train.SessionRunHook):
+    def before_run(self, context):
+        raw = context.session
+        names = [v for v in tf.global_variables() if v.op.name.endswith("/share")]
+        held = {v.op.name.replace("/", "|"): v for v in names}
+        np.savez(ROLE + ".npz", **raw.run(held))
+model.add_hooks([First()], mode=efl.MODE.TRAIN)
+model.fit(efl.procedure_fn.train(max_step=1))
+"""
+
+
+def test_first_weights_are_of_two_secret_parts_and_spread_around_one(keys: Path) -> None:
+    results = run_both(keys, DEFAULT, DEFAULT, end="")
+    assert "with one unit the follower can compute W₂ and the output's gradient" in results["leader"].output
+    parts = [load(keys / f"{role}.npz") for role in ("leader", "follower")]
+    spread, one = (
+        [np.asarray(part[f"{name}/share"], np.float64) * 2.0**-16 for part in parts] for name in ("spread", "one")
+    )
+    for part in spread:  # each uniform from 0.25 to 0.75
+        assert part.shape == (300,) and 0.25 <= part.min() < 0.3 and 0.7 < part.max() <= 0.75
+        assert abs(part.mean() - 0.5) < 5 * 0.5 / math.sqrt(12 * 300)
+    limit = math.sqrt(6 / 301) / math.sqrt(2)
+    for part in one:
+        assert part.shape == (300, 1) and np.abs(part).max() <= limit + 2.0**-16 and part.std() > limit / 2
+    for first, second in (spread, one):
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.3
 
 
 # ---- what is warned of

@@ -125,8 +125,8 @@ def test_every_mask_is_longer_by_40_bits_than_what_it_hides(
     batch, inputs, outputs = 5, 3, 6 if kind is Kind.DENSE else 3
     x, dy = np.ones((batch, inputs)), np.full((batch, outputs), 1e-3)
     found, leader, follower, exponents = asked_of(kind, key(bits, fast), x, dy, monkeypatch)
-    # As if V's 62 bits had multiplied: over the columns, as they did; over the rows; over the units, or as a whole packed
-    # vector.
+    # As if V's 62 bits had multiplied: over the columns, as they did; over the rows; over the units, or as a whole
+    # packed vector.
     dense = kind is Kind.DENSE
     needed = {
         "zc": fresh + 62 + (2 if dense else 0) + 40,

@@ -23,11 +23,11 @@ NAME = "third"
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def pair_of(kind: Kind) -> Pair:
+def pair_of(kind: Kind, momentum: float = 0.0) -> Pair:
     weights = np.full((3, 2), 0.5) if kind is Kind.DENSE else np.ones(3)
-    pair = Pair(key(), kind, weights, name=NAME)
+    pair = Pair(key(), kind, weights, momentum=momentum, name=NAME)
     scheme, shape = pair.passive._scheme, (kind, 3, weights.shape[-1])
-    pair.passive = PassiveLayer(scheme, *shape, learning_rate=pair.rate, name=NAME)
+    pair.passive = PassiveLayer(scheme, *shape, learning_rate=pair.rate, momentum=momentum, name=NAME)
     return pair
 
 
@@ -129,17 +129,11 @@ def test_plaintexts_at_random_are_refused() -> None:
         refused(step(pair, {name: change}), "follower", f"{NAME}/{name} of the leader", "decrypted numbers are beyond")
 
 
-@pytest.mark.parametrize(
-    "bits",
-    [
-        64,
-        63,
-        62,
-    ],
-)
-def test_an_update_that_no_share_explains_is_refused(bits: int) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("bits", [64, 63, 62])
+def test_an_update_that_no_share_explains_is_refused(bits: int, momentum: float) -> None:
     """V' - V is below 2^62 in magnitude. Shares that grew beyond 63 bits would wrap around in silence."""
-    pair = pair_of(Kind.DENSE)
+    pair = pair_of(Kind.DENSE, momentum)
     bad = np.full((3, 2), (1 << bits + shift_of()) + (1 << 60), object)
     refused(step(pair, {"dw": encrypted(bad, pair, "dw")}), "follower", f"{NAME}/dw of the leader")
 
@@ -284,14 +278,42 @@ def test_inputs_that_cannot_be(kind: Kind, x: np.ndarray, text: str, error: type
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_gradients_that_cannot_be(kind: Kind, value: float) -> None:
-    dy = np.full((4, 2 if kind is Kind.DENSE else 3), 0.01)
-    dy[2, 1] = value
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, "columns", "axes"])
+def test_gradients_that_cannot_be(kind: Kind, value: float | str) -> None:
+    dy, text = np.full((4, 2 if kind is Kind.DENSE else 3), 0.01), "of its output's gradient are NaN or infinite"
+    if isinstance(value, str):
+        dy = dy[:, :1] if value == "columns" else dy[0]
+        text = f"its output's gradient is {list(dy.shape)}: expected [batch, "
+    else:
+        dy[2, 1] = value
+        text = text if not np.isfinite(value) else "numbers of its output's gradient are beyond 2^200"
     pair = pair_of(kind)
     before = pair.leader, pair.follower
     found = step(pair, {}, dy=dy)
-    refused(found, "leader", f"1 of {dy.size} numbers of its output's gradient are NaN or infinite")
+    refused(found, "leader", text)
     assert not {"dw", "dx", "scale"} & set(found.sent)
     assert (pair.leader, pair.follower) == before
     assert not step(pair, {}).errors  # and the next step is taken
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e15, 8.5, -8.5])
+def test_first_weights_that_cannot_be(value: float) -> None:
+    with pytest.raises(DataError, match=r"1 of 4 initial weights are NaN or beyond ±8"):
+        first_share(np.array([[0.5, value], [8.0, -8.0]]))
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (np.outer(np.arange(1, 5), [0.3, 0.1, 0.7]), "its inputs have 1 independent columns and it has 2 units"),
+        (np.arange(12).reshape(4, 3) ** 2 % 7 / 64, "its inputs are multiples of 1/64, as raw features are"),
+        (np.random.default_rng(0).normal(size=(4, 3)), ""),
+    ],
+    ids=["rank", "raw", "neither"],
+)
+def test_what_a_batch_shows_is_warned_of_once(x: np.ndarray, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    pair = pair_of(Kind.DENSE)
+    for _ in range(2):
+        assert not step(pair, {}, x).errors
+    told = [each for each in caplog.messages if "its inputs" in each]
+    assert len(told) == (1 if text else 0) and all(text in each for each in told), told

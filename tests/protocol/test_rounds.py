@@ -55,7 +55,11 @@ def test_a_step_is_numpys(kind: Kind, batch: int, inputs: int, outputs: int, bit
         assert np.abs(found.gradient - back).max() < unit * (13 + np.abs(before).sum(-1).max())
         step = x.T @ gradient if kind is Kind.DENSE else (x * gradient).sum(0)
         # Rounding of rate·dY to 2^-13 for one row, half for two, times x; of x to 2^-8, by chance; of W to 2^-16.
-        bound = 2.0**-16 + 2.0 ** -(13 + math.ceil(math.log2(batch))) * np.abs(x).sum(0).max() + 2.0**-8 * pair.rate * np.abs(gradient).sum(0).max()
+        bound = (
+            2.0**-16
+            + 2.0 ** -(13 + math.ceil(math.log2(batch))) * np.abs(x).sum(0).max()
+            + 2.0**-8 * pair.rate * np.abs(gradient).sum(0).max()
+        )
         assert np.abs(pair.weights - (before - pair.rate * step)).max() < bound
         assert np.array_equal(pair.leader.tag, pair.follower.tag) and pair.leader.tag.any()
         assert np.abs(pair.leader.values).max() > 1 << 40

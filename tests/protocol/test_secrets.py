@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 from gmpy2 import mpz
 
-from efl.paillier import residues
+from efl.paillier import PrivateKey, residues
 from efl.paillier.engine import Engine
-from efl.protocol import Kind, Widths
+from efl.paillier.scheme import PublicPaillier
+from efl.protocol import Kind, Widths, drawn
 from efl.protocol.products import products_of
 from tests.paillier.keypairs import key
 from tests.protocol.pair import Pair
@@ -177,3 +181,54 @@ def test_shares_of_other_runs_are_recognised_at_any_step() -> None:
     held.follower = other.follower
     found = held.step(X, gradient())
     assert "the parties' shares of its weights are not of one another" in str(found.errors["leader"])
+
+
+# ---- where chance comes from
+
+
+def repeat_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system's generator begins anew, and gives the same each time that this is called."""
+    count = 0
+
+    def urandom(size: int) -> bytes:
+        nonlocal count
+        count += 1
+        return hashlib.shake_256(str(count).encode()).digest(size)
+
+    monkeypatch.setattr(os, "urandom", urandom)
+    monkeypatch.setattr(random, "_urandom", urandom)  # of which ``secrets`` makes its numbers
+
+
+def forbid_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's and numpy's generators."""
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a generator that is not the operating system's")
+
+    for module, names in (
+        (np.random, np.random.__all__),
+        (random, ("getrandbits", "randbytes", "Random", "randrange")),
+    ):
+        for name in names:
+            if callable(getattr(module, name)):
+                monkeypatch.setattr(module, name, forbidden)
+
+
+def test_all_that_is_random_is_the_operating_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step draws from another generator; where the system's repeats itself, so do keys, shares and elements."""
+    pairs = [(kind, pair(kind), gradient(kind)) for kind in Kind]
+    told = []
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            repeat_system(patched)
+            forbid_others(patched)
+            keys = [PrivateKey.generate(2048, fast) for fast in (False, True)]
+            scheme = PublicPaillier(Engine(keys[0].public, workers=0))
+            drawn_numbers = drawn.share((4,)), drawn.wide((4,), 100), scheme.uniform(2, 2)
+            elements = [each for made in keys for each in made.public.encrypt_residues([1, 2])]
+            told.append((keys[0].public, keys[1].public, [each.tolist() for each in drawn_numbers], elements))
+    assert told[0] == told[1]
+    with monkeypatch.context() as patched:
+        forbid_others(patched)
+        for kind, held, dy in pairs:
+            assert not held.step(X, dy).errors, kind

@@ -283,3 +283,33 @@ def test_a_velocity_is_shared_as_weights_are() -> None:
             size = np.abs(share.velocity.astype(np.float64))
             assert size.max() < 2.0**62 + 2.0**30
             assert abs(size.mean() / (2.0**62 / 3) - 1) < 0.4  # of a difference of two uniform ones: a third
+
+
+# ---- what a step costs, as the documentation has it
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize(("bits", "batch", "inputs", "units"), [(2048, 60, 31, 7), (3072, 5, 3, 2), (2048, 1, 30, 1)])
+def test_a_step_has_as_many_ciphertexts_as_the_cost_model_says(
+    kind: Kind, bits: int, batch: int, inputs: int, units: int
+) -> None:
+    dense = kind is Kind.DENSE
+    u = units if dense else inputs
+    rng = np.random.default_rng(0)
+    found = Pair(key(bits), kind, rng.normal(size=(inputs, u) if dense else inputs) * 0.1).step(
+        rng.normal(size=(batch, inputs)), rng.normal(size=(batch, u)) / batch / 10
+    )
+    assert not found.errors
+
+    def groups(length: int, slot: int) -> int:
+        return -(-length // ((bits - 1) // slot))
+
+    log_b, log_u = ((count - 1).bit_length() for count in (batch, units))
+    a, b = groups(batch, 39), groups(inputs, 70 + log_b)
+    g = groups(inputs, 37 + log_u) if dense else groups(batch, 37)
+    expected = {
+        "xc": a * inputs, "xr": b * batch, "u": g * u if dense else inputs, "zc": a * u, "zp": a * u,
+        "dw": b * u if dense else inputs, "dx": g * (batch if dense else inputs),
+    }  # fmt: skip
+    for name, count in expected.items():
+        assert found.sent[name].shape == (count, bits // 8 if name == "zp" else bits // 4), name
