@@ -56,7 +56,8 @@ def train(max_step: int | None = None, task: str | None = None) -> Procedure:
     """Trains.
 
     Args:
-      max_step: Number of steps; None: to the end of the data (of whichever party ends first).
+      max_step: Number of steps of this procedure, beside those that checkpoints of others have; None: to the end of the
+        data (of whichever party ends first).
       task: Which task, where the model has several.
 
     Returns:

@@ -28,9 +28,9 @@ PUBLIC_FILE, PRIVATE_FILE = "public_key.json", "private_key.json"
 )
 @click.option(
     "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
-    help="Where the files go.  [default: the working folder]",
+    help="Where the files go; made if it is not there.  [default: the working folder]",
 )
 @click.option("--force", is_flag=True, help="Replace keys that are there. What was encrypted for them is lost.")
 @click.option(
@@ -71,7 +71,8 @@ def generate(folder: Path, bits: int, fast: bool, force: bool) -> PrivateKey:
       The private key.
 
     Raises:
-      ConfigError: A file is there and ``force`` is False, it cannot be written, or ``bits`` are out of range.
+      ConfigError: The folder cannot be made; a file is there and ``force`` is False; it cannot be written; ``bits`` are
+        out of range.
     """
     paillier = _library()
     private_file, public_file = folder / PRIVATE_FILE, folder / PUBLIC_FILE
@@ -82,6 +83,10 @@ def generate(folder: Path, bits: int, fast: bool, force: bool) -> PrivateKey:
             f"{' and '.join(there)}: there already, and what was encrypted for a key is lost with it. --force replaces "
             "both files, --folder names another place"
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror or error}): give another --folder") from None
     private: PrivateKey = paillier.PrivateKey.generate(bits, fast)
     # In this order, the old public key away first, whatever ends this between two steps leaves a private key alone: no
     # pair that does not match, and no public key to give away that nobody can decrypt for. The file that is missing is
@@ -125,5 +130,7 @@ def _library() -> ModuleType:
     try:
         import efl.paillier as paillier
     except ImportError as error:
-        raise ConfigError(f"keys need {error.name}, of the extra 'privacy': pip install 'efl[privacy]'") from None
+        raise ConfigError(
+            f"keys need {error.name}, of the extra 'privacy': pip install '.[privacy]' in efl's sources"
+        ) from None
     return paillier

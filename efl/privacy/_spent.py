@@ -35,7 +35,10 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "
             "(efl.DPAdamGaussianOptimizer …) or on randomised labels (efl.privacy.LabelDP) first"
         )
-    role = model.settings.federal_role or "model"
+    is_federal = (
+        getattr(model, "communicator", None) is not None
+    )  # a role alone, given to a model of one party, is none
+    role = model.settings.federal_role if is_federal and model.settings.federal_role else "model"
     own = Party(
         role,
         updates=_streams(phases, UPDATE),
@@ -44,7 +47,7 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
         sent_raw=tuple(model._sent_raw()),
         label_epsilon=labels,
     )
-    if not model.settings.federal_role:
+    if not is_federal:
         return adversary_table([own], delta, accountant=accountant)
     other = "follower" if role == "leader" else "leader"
     # Whoever looks ahead does so before a conversation that may break off.

@@ -77,7 +77,7 @@ class PrivacyHook(tf.train.SessionRunHook):
         self._steps += 1
         if self._steps % self._every == 0:
             row = self._row()
-            reported = "" if row.reported is None else f" (as commonly reported: {row.reported:.3g})"
+            reported = "" if row.reported is None else f" (as commonly reported, by RDP: {row.reported:.3g})"
             _log.info("epsilon=%s delta=%g%s: %s", row.guarantee, self._delta, reported, row.adversary)
         if not self._ends or self._left:
             return

@@ -10,8 +10,9 @@ Names and arguments are those of tensorflow-privacy; how the gradients are compu
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -187,6 +188,7 @@ class GaussianOptimizer(PrivateOptimizer):
         self.l2_norm_clip = checked_number("l2_norm_clip", l2_norm_clip, 0.0, may_be_least=False)
         self.noise_multiplier = checked_number("noise_multiplier", noise_multiplier, 0.0, may_be_least=True)
         self.num_microbatches = _microbatches(num_microbatches)
+        _check_rate(super().__init__, args, kwargs)
         super().__init__(*args, **kwargs)
 
 
@@ -224,6 +226,7 @@ class QueryOptimizer(PrivateOptimizer):
         gaussian = _as_gaussian(dp_sum_query)
         if gaussian is not None:
             self.l2_norm_clip, self.noise_multiplier = gaussian
+        _check_rate(super().__init__, args, kwargs)
         super().__init__(*args, **kwargs)
 
 
@@ -242,6 +245,23 @@ def _as_gaussian(query: Any) -> tuple[float, float] | None:
         return None
     clip, deviation = (float(getattr(query, name)) for name in ("_l2_norm_clip", "_stddev"))
     return (clip, deviation / clip) if clip > 0 else None
+
+
+def _check_rate(make: Callable[..., None], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses a learning rate that is none, of what the optimizer's own class is given.
+
+    Raises:
+      ConfigError: It is given, no number of at least 0, and neither a tensor nor a function.
+    """
+    try:
+        given = inspect.signature(make).bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # the class itself says what it expects
+        return
+    if "learning_rate" not in given:
+        return
+    rate = given["learning_rate"]
+    if not (callable(rate) or tf.is_tensor(rate) or isinstance(rate, tf.Variable)):
+        checked_number("learning_rate", rate, 0.0, may_be_least=True)
 
 
 def _microbatches(count: Any) -> int | None:

@@ -30,6 +30,7 @@ MAX_HELLO_BYTES = 8 << 20
 _NAME_LENGTH = 80
 _MAX_DIMENSION = 1 << 40
 _MAX_TERMS = 4096
+_LACKS = "has no"
 _MANY = 3  # tensors or terms of one part of a program, of which the same is wrong, are told in one sentence
 _MAX_VALUE, _MAX_REASONS = 1000, 1 << 19  # characters: of a value within a reason, of all reasons
 
@@ -130,7 +131,9 @@ def disagreements(mine: Hello, peer: Hello) -> list[str]:
     if failures:
         return failures  # of a program that failed before it was complete, nothing else is worth comparing
     tensors, terms = _tensor_disagreements(first, second), _term_disagreements(first, second)
-    return _bounded([*_told(_causes(tensors, terms, (first, second))), *terms])
+    one, two = (_parts(_normal(hello.terms)) for hello in (first, second))
+    found = [each for each in _causes(tensors, terms, (first, second)) if _part_of(each, one ^ two) is None]
+    return _bounded([*_told(found, one & two), *terms])
 
 
 def _bounded(reasons: list[str]) -> list[str]:
@@ -176,8 +179,19 @@ class _Found(NamedTuple):
     text: str
 
 
-def _told(found: list[_Found]) -> list[str]:
-    """A sentence each, but one for all tensors of a part of a program (a layer) of which the same is wrong."""
+def _part_of(found: _Found, parts: set[str]) -> str | None:
+    """Of which of some parts of a program a tensor is: ``train/hetero/dw`` of ``encrypted/hetero``."""
+    within = found.name.split("/")[1:-1]
+    return next((part for part in sorted(parts) if within and part.rpartition("/")[2] == within[-1]), None)
+
+
+def _told(found: list[_Found], common: set[str]) -> list[str]:
+    """A sentence each, but one for all tensors of a part of a program (a layer) of which the same is wrong.
+
+    Args:
+      found: What is wrong.
+      common: Parts that both parties have.
+    """
     alike: dict[tuple[str, str], list[str]] = {}
     for each in found:
         alike.setdefault((each.name.rpartition("/")[0], each.text), []).append(each.name.rpartition("/")[2])
@@ -186,7 +200,9 @@ def _told(found: list[_Found]) -> list[str]:
         part, own = each.name.rpartition("/")[0], alike[each.name.rpartition("/")[0], each.text]
         several = part.count("/") and len(own) >= _MANY
         name = f"tensors {part + '/'!r} ({', '.join(own)})" if several else f"tensor {each.name!r}"
-        sentences.setdefault(f"{name}: {each.text}")
+        made = _part_of(each, common) if several and _LACKS in each.text else None
+        why = f" ({made} is made there; is it called in this task and mode?)" if made else ""
+        sentences.setdefault(f"{name}: {each.text}{why}")
     return list(sentences)
 
 
@@ -221,10 +237,10 @@ def _tensor_disagreements(first: Hello, second: Hello) -> list[_Found]:
         received = {t.name: t for t in receiver.tensors if t.direction == "recv"}
         for name in sorted(sent.keys() | received.keys()):
             if name not in received:
-                note(sender, name, f"the {sender.role} sends it, the {receiver.role} has no recv of that name")
+                note(sender, name, f"the {sender.role} sends it, the {receiver.role} {_LACKS} recv of that name")
                 continue
             if name not in sent:
-                note(sender, name, f"the {receiver.role} receives it, the {sender.role} has no send of that name")
+                note(sender, name, f"the {receiver.role} receives it, the {sender.role} {_LACKS} send of that name")
                 continue
             a, b = sent[name], received[name]
             for what in ("dtype", "require_grad", "mode", "task"):

@@ -25,8 +25,8 @@ def flags(doc: str | None) -> argparse.Namespace:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--data", type=Path, help="folder of MNIST's four IDX files (default: scikit-learn's digits)")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch_size", type=digits.positive, default=256)
+    parser.add_argument("--epochs", type=digits.positive, default=20)
     parser.add_argument("--noise_multiplier", type=float, default=1.3)
     parser.add_argument("--l2_norm_clip", type=float, default=1.0)
     parser.add_argument("--learning_rate", type=float, default=0.25)

@@ -27,11 +27,15 @@ def flags(doc: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="folder of MNIST's four IDX files (default: scikit-learn's digits)")
     parser.add_argument("--layer", choices=["dense", "concat"], default="dense", help="concat hides little: README.md")
-    parser.add_argument("--dim", type=int, default=32, help="columns of each party's embedding (default: 32)")
-    parser.add_argument("--units", type=int, default=16, help="of the dense layer (default: 16)")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--max_step", type=int, default=40, help="training steps (default: 40)")
-    parser.add_argument("--eval_batches", type=int, default=5, help="of evaluation, encrypted too (default: 5)")
+    parser.add_argument(
+        "--dim", type=digits.positive, default=32, help="columns of each party's embedding (default: 32)"
+    )
+    parser.add_argument("--units", type=digits.positive, default=16, help="of the dense layer (default: 16)")
+    parser.add_argument("--batch_size", type=digits.positive, default=64)
+    parser.add_argument("--max_step", type=digits.positive, default=40, help="training steps (default: 40)")
+    parser.add_argument(
+        "--eval_batches", type=digits.positive, default=5, help="of evaluation, encrypted too (default: 5)"
+    )
     parser.add_argument("--learning_rate", type=float, default=0.3)
     parser.add_argument("--checkpoint_dir")
     return parser.parse_known_args()[0]

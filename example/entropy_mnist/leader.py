@@ -42,4 +42,4 @@ common.run(MODEL, FLAGS)
 if MODEL.history:
     print(f"leader: accuracy {MODEL.history[-1]['accuracy']:.4f} on test images")
 else:
-    print("leader: nothing was left to do: the run had ended; for a new one name another checkpoint_dir")
+    print("leader: no step was taken: the lines above say why")

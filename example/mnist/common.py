@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from generate_data import positive
 
 import efl
 
@@ -28,15 +29,15 @@ def flags(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--data_dir", default=".", help="where leader_train/ and so on lie (default: .)")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--max_step", type=int, help="training steps at most (default: to the end of the data)")
+    parser.add_argument("--batch_size", type=positive, default=256)
+    parser.add_argument("--epochs", type=positive, default=1)
+    parser.add_argument("--max_step", type=positive, help="training steps at most (default: to the end of the data)")
     parser.add_argument(
-        "--eval_every", type=int, metavar="N", help="evaluate every N steps (default: once, at the end)"
+        "--eval_every", type=positive, metavar="N", help="evaluate every N steps (default: once, at the end)"
     )
-    parser.add_argument("--log_step", type=int, default=10)
+    parser.add_argument("--log_step", type=positive, default=10)
     parser.add_argument("--save", type=Path, metavar="DIR", help="write NAME.npz (weights) and NAME.json (log) to DIR")
-    parser.add_argument("--snapshot", type=int, metavar="N", help="with --save: also the weights after N steps")
+    parser.add_argument("--snapshot", type=positive, metavar="N", help="with --save: also the weights after N steps")
     for name, how in more.items():
         parser.add_argument(f"--{name}", **how)
     return parser.parse_known_args()[0]
@@ -81,7 +82,7 @@ def save(model: efl.Model, folder: Path | None, name: str) -> None:
         last = evaluations[-1]
         print(f"{name}: accuracy {last['accuracy']:.4f} on the test images after {last['step']} training steps")
     else:
-        print(f"{name}: nothing was left to do: the run had ended; for a new one name another checkpoint_dir")
+        print(f"{name}: no step was taken: the lines above say why")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"{name}.npz", **model.get_weights())

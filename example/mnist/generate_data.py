@@ -35,6 +35,14 @@ _IDX_FILES = {
 }
 
 
+def positive(text: str) -> int:
+    """The type of flags that count something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return number
+
+
 def read_idx(path: Path) -> np.ndarray:
     """Reads an IDX file of bytes, the format of the MNIST distribution.
 

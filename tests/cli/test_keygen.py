@@ -186,9 +186,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    result = keygen("--folder", tmp_path / "none")
-    assert result.exit_code == 2 and "does not exist" in result.output
+def test_a_folder_is_made_where_there_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "keys"
+    assert keygen("--bits", 2048, "--folder", folder).exit_code == 0
+    assert sorted(os.listdir(folder)) == ["private_key.json", "public_key.json"]
+    (tmp_path / "file").write_text("")
+    result = keygen("--folder", tmp_path / "file" / "keys")
+    assert result.exit_code == 2 and "keys: cannot be made (Not a directory): give another --folder" in result.output
 
 
 @pytest.mark.parametrize("bits", [1024, 2049, 100_000])

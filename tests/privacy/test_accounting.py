@@ -446,7 +446,7 @@ def test_wrong_compositions_are_named() -> None:
 def test_without_dp_accounting_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     for accountant in ("rdp", "pld"):
-        with pytest.raises(ConfigError, match=re.escape("pip install 'efl[privacy]'")):
+        with pytest.raises(ConfigError, match=re.escape("pip install '.[privacy]'")):
             mnist(1.3, accountant=accountant)
     assert mnist(1.3, sampling="none") == pytest.approx(19.94, rel=1e-3)
 

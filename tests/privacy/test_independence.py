@@ -333,7 +333,10 @@ def test_a_loss_of_the_wrong_length() -> None:
     ("shape", "message"),
     [
         ((), "needs a vector with one value for each row"),
-        ((None, 3), r"reduce other axes with tf.reduce_mean\(loss, axis=\[1, …\]\)"),
+        (
+            (None, 3),
+            r"reduce other axes with tf.reduce_mean\(loss, axis=\[1, …\]\). A party without a loss of its own returns the very tensor",
+        ),
     ],
 )
 def test_a_loss_of_another_shape(shape: tuple[int | None, ...], message: str) -> None:

@@ -174,3 +174,14 @@ def test_without_a_model_equal_sums_have_noise_of_their_own(counted: bool) -> No
         assert global_step is None or sess.run(global_step) == 0  # nobody told minimize() of it
     assert len({value.tobytes() for value in released}) == 6
     assert all(np.abs(value).max() > 0 for value in released)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -0.1, "x", None, True])
+def test_a_learning_rate_that_is_none_is_refused_when_the_optimizer_is_made(rate: object) -> None:
+    for make in (efl.DPGradientDescentGaussianOptimizer, efl.DPAdamGaussianOptimizer, efl.DPAdagradGaussianOptimizer):
+        with pytest.raises(ConfigError, match=r"learning_rate=.*: expected a number of at least 0"):
+            make(1.0, 1.0, learning_rate=rate)
+    with pytest.raises(ConfigError, match="learning_rate="):
+        efl.DPGradientDescentGaussianOptimizer(1.0, 1.0, None, False, rate)
+    for good in (0, 0.1, np.float32(0.1), tf.constant(0.1), lambda: 0.1):
+        efl.DPGradientDescentGaussianOptimizer(1.0, 1.0, learning_rate=good)

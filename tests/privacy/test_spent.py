@@ -49,6 +49,15 @@ def test_epsilon_is_that_of_the_steps_taken_also_after_a_restart(tmp_path):
     assert "as commonly reported, not a guarantee here" in str(trained.privacy_spent(1e-3))
 
 
+def test_a_role_that_a_model_of_one_party_is_given_makes_no_federation_of_it(monkeypatch):
+    monkeypatch.setenv("EFL_FEDERAL_ROLE", "leader")  # as a shell may have it, after a federation was run in it
+    trained = model(BATCH_SIZE=BATCH, NUM_EXAMPLES=ROWS)
+    assert trained.settings.federal_role == "leader"
+    trained.fit(efl.procedure_fn.train(max_step=2))
+    (row,) = trained.privacy_spent(1e-3).rows
+    assert row.adversary == "outsider who sees the model" and row.epsilon is not None
+
+
 @pytest.mark.parametrize(
     ("config", "missing"),
     [({}, "NUM_EXAMPLES and BATCH_SIZE"), ({"static": True}, "NUM_EXAMPLES"), ({"NUM_EXAMPLES": ROWS}, "BATCH_SIZE")],

@@ -373,12 +373,15 @@ def test_bad_limits_are_refused(change, message):
         Limits(**change)
 
 
-def test_a_layer_without_its_twin_is_told_in_one_sentence_for_each_kind():
+def test_a_layer_without_its_twin_is_told_in_one_sentence():
     names = ("zc", "dw", "scale")
     terms = {f"encrypted/hetero/{term}": 1 for term in ("key", "kind", "outputs")}
     tensors = tuple(TensorSpec(f"train/hetero/{name}", "uint8", (None,), "send") for name in names)
     told = disagreements(Hello("leader", tensors, {**terms, "a": 1}), Hello("follower", (), {"a": 1}))
+    assert told == ["encrypted/hetero: the leader has it, the follower has none of that name"]
+    # Made at both, and called at one only.
+    told = disagreements(Hello("leader", tensors, terms), Hello("follower", (), terms))
     assert told == [
-        "tensors 'train/hetero/' (dw, scale, zc): the leader sends it, the follower has no recv of that name",
-        "encrypted/hetero: the leader has it, the follower has none of that name",
+        "tensors 'train/hetero/' (dw, scale, zc): the leader sends it, the follower has no recv of that name "
+        "(encrypted/hetero is made there; is it called in this task and mode?)"
     ]

@@ -62,7 +62,7 @@ def library(name: str = "dp_accounting") -> Any:
     except ImportError as error:
         raise ConfigError(
             "efl.privacy: the privacy of sampled training is computed by the package dp-accounting, which cannot be "
-            f"imported ({error}). Install it: pip install 'efl[privacy]'"
+            f"imported ({error}). Install the extra 'privacy': pip install '.[privacy]' in efl's sources"
         ) from error
 
 

@@ -301,7 +301,8 @@ def as_vector(loss: tf.Tensor, where: str) -> tf.Tensor:
         raise ModelError(
             f"{where} has the shape {loss.shape}: a private optimizer clips what each row contributes, so it needs a "
             "vector with one value for each row of the batch. Do not reduce it over the batch (REDUCE of opt_config "
-            "does that, inside a micro-batch); reduce other axes with tf.reduce_mean(loss, axis=[1, …])"
+            "does that, inside a micro-batch); reduce other axes with tf.reduce_mean(loss, axis=[1, …]). A party "
+            "without a loss of its own returns the very tensor that it handed to send(), or None"
         )
     return loss
 
