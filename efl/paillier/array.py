@@ -6,9 +6,19 @@
 
 Numbers are integers at a scale; an array knows the largest magnitude that its numbers can have reached, and refuses
 what would make them leave their place before it is computed: afterwards it could not be seen. Multipliers are integers;
-floats say at which scale they become integers (``times``, ``matmul``). What was computed is masked anew whenever it is
-serialised, so that whoever holds the private key learns the numbers and nothing of how they were made. (Which shape,
-scale and bound they have, and how long it took, is no secret.)
+floats say at which scale they become integers (``times``, ``matmul``).
+
+What was computed leaves (``to_bytes``, ``to_phe``) under fresh masks, and with a layout that follows from what is
+public. Whoever holds the private key learns of it
+
+* the numbers, which are often enough to find what they were computed from: hide them where they must not be known;
+* their shape, their scale, along which axis they are packed and in how wide slots, that they were computed, and whether
+  from phe's numbers. The scale adds up the ``scale_bits`` of all factors;
+* ``limit``, where ``to_bytes`` is given one;
+* how long it took, which depends on the multipliers.
+
+It learns neither the other operands nor how large they can be: an array's own bound, and the bits of its masks, follow
+from these and stay here. An array that was only encrypted leaves with the ``limit`` that ``encrypt`` was given.
 """
 
 from __future__ import annotations
@@ -24,8 +34,17 @@ from gmpy2 import invert, mpz, powmod
 from efl.errors import ConfigError, DataError
 from efl.paillier import residues
 from efl.paillier.decryption import decrypted, processors
-from efl.paillier.encoding import MOST_BITS, decode, encode
-from efl.paillier.masks import bits_to_hide
+from efl.paillier.encoding import (
+    MOST_BITS,
+    bound_of,
+    decode,
+    encode,
+    float_of,
+    integers_of,
+    numbers_of,
+    whole,
+)
+from efl.paillier.masks import Masks, bits_to_hide
 from efl.paillier.multiexp import multiexp
 from efl.paillier.slots import Slots
 
@@ -34,20 +53,26 @@ if TYPE_CHECKING:
 
 _SCALE_BITS = 16
 _LIMIT = 2.0**32
+_FACTOR_BITS = 62  # of an integer in a matrix: with its offset it is an int64
 
 
 @dataclass(frozen=True)
 class Layout:
     """What a receiver has to know of an array, beside the key. Tells nothing of its values.
 
+    The layout of an array that was computed here tells of its operands, in ``bound`` and ``mask_bits``. The one that
+    ``to_bytes`` returns tells nothing of them: see there.
+
     Attributes:
       shape: Of the array.
       scale_bits: Numbers are multiples of ``2**-scale_bits``.
-      bound: The largest magnitude of their integers.
+      bound: The largest magnitude of their integers. As it leaves: of ``limit``; without one, of an array that was
+        computed, the most that its ciphertexts can hold.
       pack_axis: The axis along which ciphertexts hold several numbers; None: each holds one.
       slot_bits: Bits for each of several.
-      mask_bits: Of the longest exponent that masks one.
-      computed: Whether it was computed, and not masked since.
+      mask_bits: Of the longest exponent that masks one. As it leaves, of an array that was computed: as many as n has.
+      computed: Whether it was computed, and not masked since. As it leaves: False.
+      foreign: Whether it comes from phe's numbers, which have other masks than this key's.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +82,7 @@ class Layout:
     slot_bits: int
     mask_bits: int
     computed: bool = False
+    foreign: bool = False
 
     def slots(self, key_bits: int) -> Slots | None:
         """How numbers lie along ``pack_axis``."""
@@ -83,15 +109,7 @@ class EncryptedArray:
 
     def __init__(self, public: PublicKey, layout: Layout, cells: np.ndarray) -> None:
         self.public, self.layout, self._cells = public, layout, cells
-        slots = layout.slots(public.bits)
-        # One bit is left free: what wanders out of its place is met there.
-        most = (int(public.n) - 1) // 2 if slots is None else slots.limit // 2 - 1
-        if layout.bound > most:
-            room = "one ciphertext" if slots is None else f"slots of {slots.bits} bits"
-            raise ConfigError(
-                f"encrypted numbers could reach {layout.bound.bit_length()} bits, which {room} cannot hold: encrypt "
-                "with more headroom_bits, with a smaller limit or scale_bits, or multiply by smaller numbers"
-            )
+        _check(public, layout)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,7 +152,7 @@ class EncryptedArray:
 
     def __sub__(self, other: Any) -> EncryptedArray:
         """The difference; see ``+``."""
-        return self + (-other if isinstance(other, EncryptedArray) else np.negative(other))
+        return self._plus(-other) if isinstance(other, EncryptedArray) else self._plus_plain(other, minus=True)
 
     def __rsub__(self, other: Any) -> EncryptedArray:
         """The difference; see ``+``."""
@@ -145,14 +163,14 @@ class EncryptedArray:
 
         Raises:
           TypeError: They are floats, whose scale ``times`` asks for.
-          ConfigError: They differ along the packed axis, or the product would not fit.
+          ConfigError: Their shape does not go with it, they differ along the packed axis, or the product would not fit.
         """
-        factors = np.asarray(other)
-        if factors.dtype.kind not in "biu":
+        factors = integers_of(other, "*")
+        if factors is None:
             raise TypeError(
                 "an EncryptedArray is multiplied by integers; of floats say their scale: times(x, scale_bits=…)"
             )
-        return self._times(factors.astype(np.int64), 0)
+        return self._times(factors, 0)
 
     __rmul__ = __mul__
 
@@ -162,16 +180,22 @@ class EncryptedArray:
         Raises:
           ConfigError: As for ``*``.
         """
-        return self._times(encode(other, scale_bits, _room(scale_bits), who="times"), scale_bits)
+        scale_bits = whole(scale_bits, "scale_bits", "times")
+        return self._times(encode(other, scale_bits, _room(scale_bits), who="times").astype(object), scale_bits)
 
     def __matmul__(self, matrix: Any) -> EncryptedArray:
-        """The product with an integer matrix: ``[B, d] @ [d, u]``. See ``matmul``."""
-        held = np.asarray(matrix)
-        if held.dtype.kind not in "biu":
+        """The product with an integer matrix: ``[B, d] @ [d, u]``. See ``matmul``.
+
+        Raises:
+          TypeError: It is of floats.
+          ConfigError: As for ``matmul``; or an integer is not below 2**62 in magnitude.
+        """
+        held = integers_of(matrix, "@")
+        if held is None:
             raise TypeError(
                 "an EncryptedArray is multiplied by integers; of floats say their scale: matmul(m, scale_bits=…)"
             )
-        return self._matmul(held.astype(np.int64), 0)
+        return self._matmul(held, 0)
 
     def matmul(self, matrix: Any, *, scale_bits: int) -> EncryptedArray:
         """The product with a matrix of floats, rounded to multiples of ``2**-scale_bits``. Scales add up.
@@ -186,7 +210,8 @@ class EncryptedArray:
         Raises:
           ConfigError: Shapes or packing do not allow it, or the product would not fit.
         """
-        return self._matmul(encode(matrix, scale_bits, _room(scale_bits), who="matmul"), scale_bits)
+        scale_bits = whole(scale_bits, "scale_bits", "matmul")
+        return self._matmul(encode(matrix, scale_bits, _room(scale_bits), who="matmul").astype(object), scale_bits)
 
     def sum(self, axis: int = 0) -> EncryptedArray:
         """The sum along an axis along which it is not packed.
@@ -195,6 +220,13 @@ class EncryptedArray:
           ConfigError: It is packed along it, or has no such axis.
         """
         axis, layout, square = self._axis(axis, "sum"), self.layout, self.public.square
+        terms, pack = self.shape[axis], layout.pack_axis
+        made = self._computed(
+            shape=layout.shape[:axis] + layout.shape[axis + 1 :],
+            pack_axis=pack - 1 if pack is not None and pack > axis else pack,
+            bound=layout.bound * terms,
+            terms=terms,
+        )
         moved = np.moveaxis(self._cells, axis, -1)
         total = np.empty(moved.shape[:-1], object)
         for index in np.ndindex(total.shape):
@@ -202,11 +234,7 @@ class EncryptedArray:
             for cell in moved[index]:
                 product = product * cell % square
             total[index] = product
-        terms = self.shape[axis]
-        shape = layout.shape[:axis] + layout.shape[axis + 1 :]
-        pack = layout.pack_axis
-        pack = pack - 1 if pack is not None and pack > axis else pack
-        return self._made(total, shape=shape, pack_axis=pack, bound=layout.bound * terms, terms=terms)
+        return EncryptedArray(self.public, made, total)
 
     def rescale(self, scale_bits: int) -> EncryptedArray:
         """The same numbers at a finer scale.
@@ -214,29 +242,58 @@ class EncryptedArray:
         Raises:
           ConfigError: It is a coarser one.
         """
-        more = scale_bits - self.scale_bits
+        more = whole(scale_bits, "scale_bits", "rescale") - self.scale_bits
         if more < 0:
             raise ConfigError(f"rescale({scale_bits}): expected at least the scale that it has, {self.scale_bits} bits")
-        return self._times(np.array(1 << more), more) if more else self
+        return self._times(_objects([1 << more], ()), more) if more else self
 
     # ---- what leaves
 
-    def masked(self) -> EncryptedArray:
-        """The same numbers under fresh masks, which hide how they were computed."""
-        n, square, masks = self.public.n, self.public.square, self.public.masks
-        bits = self.layout.mask_bits + (masks.hiding_bits if self.layout.computed else 0)
-        fresh = [cell * masks.draw(bits).finished(n, square) % square for cell in self._cells.ravel()]
-        layout = replace(self.layout, mask_bits=max(bits, masks.fresh_bits), computed=False)
-        return EncryptedArray(self.public, layout, _objects(fresh, self._cells.shape))
+    def masked(self, *, limit: float | None = None) -> EncryptedArray:
+        """The same numbers as they may leave: under fresh masks and with a layout that hide how they were computed.
 
-    def to_bytes(self) -> tuple[np.ndarray, Layout]:
+        What is left to compute is computed before: without a limit there is no room afterwards.
+
+        Args:
+          limit: See ``to_bytes``.
+
+        Raises:
+          ConfigError: As for ``to_bytes``.
+        """
+        public, layout = self.public, self.layout
+        n, square = public.n, public.square
+        bound = self._leaving(limit)
+        bits = layout.mask_bits + (public.masks.hiding_bits if layout.computed else 0)
+        # This key's own masks are no part of phe's, and would hide a part of what these were multiplied by.
+        masks = Masks(n, None, public.bits) if layout.foreign else public.masks
+        fresh = [cell * masks.draw(bits).finished(n, square) % square for cell in self._cells.ravel()]
+        # Masks repeat after as many bits as n has, so this is true whatever the cells were multiplied by.
+        leaves = replace(layout, bound=bound, mask_bits=public.bits, computed=False)
+        return EncryptedArray(public, leaves, _objects(fresh, self._cells.shape))
+
+    def to_bytes(self, *, limit: float | None = None) -> tuple[np.ndarray, Layout]:
         """The ciphertexts as they may leave: masked, if they were computed.
+
+        The layout that leaves is of the array's ``shape``, ``scale_bits``, ``pack_axis``, ``slot_bits`` and
+        ``foreign``. Its ``bound`` is that of ``limit``; without one it is, of an array that was only encrypted, that of
+        ``encrypt``'s limit, and of one that was computed the most that its ciphertexts can hold, with which its
+        receiver can decrypt and not compute: there would be no room for what comes of it. ``mask_bits`` is, of an array
+        that was computed, the most that there are. So the layout tells nothing of what it was computed with.
+
+        Args:
+          limit: The largest magnitude of the numbers, as the receiver may know it: choose it by what is public, and not
+            by the numbers. The receiver can compute with them as far as that leaves room.
 
         Returns:
           (uint8 ``[count, 2 * bytes of n]``, layout); both go to ``PublicKey.from_bytes``.
+
+        Raises:
+          ConfigError: The numbers could be larger than ``limit``, or it is more than ciphertexts can hold.
         """
-        ready = self.masked() if self.layout.computed else self
-        return residues.to_rows(ready._cells.ravel(), residues.width_of(int(self.public.square))), ready.layout
+        bound = self._leaving(limit)
+        ready = self.masked(limit=limit) if self.layout.computed else self
+        rows = residues.to_rows(ready._cells.ravel(), residues.width_of(int(self.public.square)))
+        return rows, replace(ready.layout, bound=bound)
 
     def to_phe(self) -> list[Any]:
         """phe's ``EncryptedNumber`` for each number, in C order.
@@ -260,28 +317,50 @@ class EncryptedArray:
 
     # ---- private
 
-    def _made(
+    def _computed(
         self,
-        cells: np.ndarray,
         *,
         bound: int,
         multiplier_bits: int = 0,
         terms: int = 1,
-        scale_bits: int | None = None,
+        scale_bits: int = 0,
         shape: tuple[int, ...] | None = None,
         pack_axis: int | None = None,
-    ) -> EncryptedArray:
+        mask_bits: int = 0,
+        foreign: bool = False,
+    ) -> Layout:
+        """The layout of what is about to be computed, if it fits."""
         layout, bits = self.layout, self.public.bits
         made = Layout(
             layout.shape if shape is None else shape,
-            layout.scale_bits if scale_bits is None else scale_bits,
+            layout.scale_bits + scale_bits,
             bound,
             layout.pack_axis if shape is None else pack_axis,
             layout.slot_bits,
-            bits_to_hide(layout.mask_bits, multiplier_bits, terms, bits),
+            bits_to_hide(max(layout.mask_bits, mask_bits), multiplier_bits, terms, bits),
             computed=True,
+            foreign=layout.foreign or foreign,
         )
-        return EncryptedArray(self.public, made, cells)
+        _check(self.public, made)
+        return made
+
+    def _leaving(self, limit: float | None) -> int:
+        """The bound that leaves."""
+        layout, most = self.layout, _most(self.public, self.layout)
+        if limit is None:
+            return most if layout.computed else layout.bound
+        bound = bound_of(float_of(limit, "to_bytes"), layout.scale_bits)
+        if bound < layout.bound:
+            raise ConfigError(
+                f"to_bytes: the numbers could be larger than limit={limit:g}: they are below "
+                f"2**{layout.bound.bit_length() - layout.scale_bits}; give a larger limit, or none"
+            )
+        if bound > most:
+            raise ConfigError(
+                f"to_bytes: limit={limit:g} is more than the ciphertexts can hold, numbers below "
+                f"2**{most.bit_length() - layout.scale_bits}; give a smaller limit, or none"
+            )
+        return bound
 
     def _plus(self, other: EncryptedArray) -> EncryptedArray:
         mine, its = self.layout, other.layout
@@ -294,39 +373,35 @@ class EncryptedArray:
         for what, one, two in same:
             if one != two:
                 raise ConfigError(f"sum of two encrypted arrays of different {what}: {one} and {two}")
-        cells = self._cells * other._cells % self.public.square
-        wider = replace(mine, mask_bits=max(mine.mask_bits, its.mask_bits))
-        made = EncryptedArray(self.public, wider, self._cells)
-        return made._made(cells, bound=mine.bound + its.bound, terms=2)
+        made = self._computed(bound=mine.bound + its.bound, terms=2, mask_bits=its.mask_bits, foreign=its.foreign)
+        return EncryptedArray(self.public, made, self._cells * other._cells % self.public.square)
 
-    def _plus_plain(self, other: Any) -> EncryptedArray:
+    def _plus_plain(self, other: Any, minus: bool = False) -> EncryptedArray:
         layout, n = self.layout, self.public.n
-        integers = np.broadcast_to(encode(other, layout.scale_bits, _room(layout.scale_bits), who="+"), layout.shape)
-        most = int(np.abs(integers).max(initial=0))
+        encoded = encode(other, layout.scale_bits, _room(layout.scale_bits), who="-" if minus else "+")
+        integers = _spread(-encoded if minus else encoded, layout.shape, "sum")
+        made = self._computed(bound=layout.bound + int(np.abs(integers).max(initial=0)))
         packed = _packed(integers, layout.pack_axis, layout.slots(self.public.bits))
-        cells = self._cells * (1 + n * (packed % n)) % self.public.square
-        return self._made(cells, bound=layout.bound + most)
+        return EncryptedArray(self.public, made, self._cells * (1 + n * (packed % n)) % self.public.square)
 
     def _times(self, factors: np.ndarray, scale_bits: int) -> EncryptedArray:
-        layout = self.layout
-        if factors.ndim > len(layout.shape):
-            raise ConfigError(f"product of shape {list(layout.shape)} with {list(factors.shape)}: too many axes")
-        whole = factors.reshape((1,) * (len(layout.shape) - factors.ndim) + factors.shape)
-        if layout.pack_axis is not None and whole.shape[layout.pack_axis] != 1:
+        """The product with Python's integers of any size, at a scale."""
+        layout, square = self.layout, self.public.square
+        _spread(factors, layout.shape, "product")
+        factors = factors.reshape((1,) * (len(layout.shape) - factors.ndim) + factors.shape)
+        if layout.pack_axis is not None and factors.shape[layout.pack_axis] != 1:
             raise ConfigError(
                 f"product: the numbers along axis {layout.pack_axis} are packed, so they have one factor; encrypt "
                 "without pack_axis, or along another axis"
             )
-        most = int(np.abs(whole).max(initial=0))
-        spread = np.broadcast_to(whole, self._cells.shape)
-        square = self.public.square
-        cells = [powmod(cell, int(each), square) for cell, each in zip(self._cells.ravel(), spread.ravel())]
-        return self._made(
-            _objects(cells, self._cells.shape), bound=layout.bound * most, multiplier_bits=most.bit_length(),
-            scale_bits=layout.scale_bits + scale_bits,
-        )  # fmt: skip
+        most = _largest(factors)
+        made = self._computed(bound=layout.bound * most, multiplier_bits=most.bit_length(), scale_bits=scale_bits)
+        spread = np.broadcast_to(factors, self._cells.shape)
+        cells = [powmod(cell, each, square) for cell, each in zip(self._cells.ravel(), spread.ravel())]
+        return EncryptedArray(self.public, made, _objects(cells, self._cells.shape))
 
     def _matmul(self, matrix: np.ndarray, scale_bits: int) -> EncryptedArray:
+        """The product with a matrix of Python's integers at a scale."""
         layout, n, square = self.layout, self.public.n, self.public.square
         if len(layout.shape) != 2 or matrix.ndim != 2 or layout.shape[1] != matrix.shape[0]:
             raise ConfigError(
@@ -336,27 +411,40 @@ class EncryptedArray:
             raise ConfigError(
                 "matrix product: the numbers along axis 1 are packed, and cannot be added up; pack along axis 0"
             )
-        bits = int(np.abs(matrix).max(initial=0)).bit_length() + 1
+        most = _largest(matrix)
+        if most.bit_length() > _FACTOR_BITS:
+            raise ConfigError(
+                f"matrix product: an integer of {most.bit_length()} bits: expected all below 2**{_FACTOR_BITS} in "
+                "magnitude; multiply by a smaller matrix, and the product by what is missing"
+            )
+        bits = most.bit_length() + 1
+        made = self._computed(
+            bound=layout.bound * int(np.abs(matrix).sum(0).max(initial=0)),
+            multiplier_bits=bits,
+            terms=2 * matrix.shape[0],
+            scale_bits=scale_bits,
+            shape=(layout.shape[0], matrix.shape[1]),
+            pack_axis=layout.pack_axis,
+        )
         offset = 1 << (bits - 1)
-        exponents = (matrix + offset).astype(np.uint64)
-        rows = []
+        exponents = (matrix.astype(np.int64) + offset).astype(np.uint64)
+        cells = []
         for bases in self._cells:
             common = mpz(1)
             for base in bases:
                 common = common * base % square
             without = invert(powmod(common, offset, square), square)
             products = multiexp(list(bases), exponents, bits, n, self.public.masks.draw().finished(n, square))
-            rows.append([product.finished(n, square) * without % square for product in products])
-        shape = (layout.shape[0], matrix.shape[1])
-        made = _objects([cell for row in rows for cell in row], (len(rows), matrix.shape[1]))
-        norm = int(np.abs(matrix.astype(object)).sum(0).max(initial=0))
-        return self._made(
-            made, bound=layout.bound * norm, multiplier_bits=bits, terms=2 * matrix.shape[0],
-            scale_bits=layout.scale_bits + scale_bits, shape=shape, pack_axis=layout.pack_axis,
-        )  # fmt: skip
+            cells += [product.finished(n, square) * without % square for product in products]
+        return EncryptedArray(self.public, made, _objects(cells, (len(self._cells), matrix.shape[1])))
 
     def _axis(self, axis: int, what: str) -> int:
         axes = len(self.shape)
+        if axis is None:
+            raise ConfigError(
+                f"{what}: axis=None: expected one axis; of several, one after another: .{what}(-1).{what}(-1)"
+            )
+        axis = whole(axis, "axis", what)
         if not -axes <= axis < axes:
             raise ConfigError(f"{what}: no axis {axis} in shape {list(self.shape)}")
         if axis % axes == self.layout.pack_axis:
@@ -374,18 +462,25 @@ def encrypt(
     clip: bool,
 ) -> EncryptedArray:
     """See ``PublicKey.encrypt``."""
-    held = np.asarray(values)
-    scale = scale_bits if scale_bits is not None else _SCALE_BITS if held.dtype.kind == "f" else 0
+    held = numbers_of(values, "encrypt")
+    scale = _SCALE_BITS if held.dtype.kind == "f" else 0
+    if scale_bits is not None:
+        scale = whole(scale_bits, "scale_bits", "encrypt")
+    if pack_axis is not None:
+        pack_axis = whole(pack_axis, "pack_axis", "encrypt")
     if pack_axis is not None and (limit is None or headroom_bits is None or not -held.ndim <= pack_axis < held.ndim):
         raise ConfigError(
             f"encrypt: pack_axis={pack_axis} of shape {list(held.shape)}: expected one of its axes, and limit and "
             "headroom_bits, from which follows how many numbers a ciphertext holds"
         )
-    largest = limit if limit is not None else min(_LIMIT, _room(scale))
+    headroom = 0 if headroom_bits is None else whole(headroom_bits, "headroom_bits", "encrypt")
+    if headroom < 0:
+        raise ConfigError(f"encrypt: headroom_bits={headroom}: expected at least 0")
+    largest = float_of(limit, "encrypt") if limit is not None else min(_LIMIT, _room(scale))
     integers = encode(held, scale, largest, clip)
-    bound = math.ceil(largest * 2**scale)
+    bound = bound_of(largest, scale)
     axis = None if pack_axis is None else pack_axis % held.ndim
-    slot_bits = 0 if axis is None else bound.bit_length() + int(headroom_bits or 0) + 2
+    slot_bits = 0 if axis is None else bound.bit_length() + headroom + 2
     layout = Layout(held.shape, scale, bound, axis, slot_bits, public.masks.fresh_bits)
     packed = _packed(integers, axis, layout.slots(public.bits))
     cells = public.encrypt_residues(packed.ravel().tolist())
@@ -401,7 +496,7 @@ def from_bytes(public: PublicKey, rows: np.ndarray, layout: Layout) -> Encrypted
             f"got {rows.dtype} {list(rows.shape)}"
         )
     cells = residues.from_rows(rows)
-    public.check_ciphertexts(cells, "an encrypted array", of_efl=True)
+    public.check_ciphertexts(cells, "an encrypted array", of_efl=not layout.foreign)
     return EncryptedArray(public, layout, _objects(cells, shape))
 
 
@@ -413,8 +508,11 @@ def from_phe(public: PublicKey, numbers: Sequence[Any], limit: float) -> Encrypt
     finer = min(least, 0)
     cells = [powmod(mpz(each.ciphertext()), mpz(16) ** (each.exponent - finer), public.square) for each in numbers]
     public.check_ciphertexts(cells, "phe's numbers")
-    layout = Layout((len(cells),), -4 * finer, math.ceil(limit) << (-4 * finer), None, 0, public.bits, computed=True)
-    return EncryptedArray(public, layout, _objects(cells, (len(cells),)))
+    scale, shape = -4 * finer, (len(cells),)
+    bound = bound_of(float_of(limit, "from_phe"), scale)
+    # A key of no kind has such masks itself.
+    layout = Layout(shape, scale, bound, None, 0, public.bits, computed=True, foreign=bool(public.kind))
+    return EncryptedArray(public, layout, _objects(cells, shape))
 
 
 def decrypt(private: PrivateKey, array: EncryptedArray, exact: bool) -> np.ndarray:
@@ -440,6 +538,37 @@ def decrypt(private: PrivateKey, array: EncryptedArray, exact: bool) -> np.ndarr
             "another key"
         )
     return _plain(integers) if exact else decode(integers, layout.scale_bits)
+
+
+def _most(public: PublicKey, layout: Layout) -> int:
+    """The largest magnitude that a place can hold."""
+    slots = layout.slots(public.bits)
+    # One bit is left free: what wanders out of its place is met there.
+    return (int(public.n) - 1) // 2 if slots is None else slots.limit // 2 - 1
+
+
+def _check(public: PublicKey, layout: Layout) -> None:
+    if layout.bound > _most(public, layout):
+        room = "one ciphertext" if layout.pack_axis is None else f"slots of {layout.slot_bits} bits"
+        raise ConfigError(
+            f"encrypted numbers could reach {layout.bound.bit_length()} bits, which {room} cannot hold: encrypt "
+            "with more headroom_bits, with a smaller limit or scale_bits, or multiply by smaller numbers; where the "
+            "array was computed by another party, that has to give to_bytes a limit"
+        )
+
+
+def _spread(values: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError:
+        raise ConfigError(
+            f"{what}: an encrypted array of shape {list(shape)} and numbers of shape {list(np.shape(values))}: "
+            "expected a shape that broadcasts to the array's"
+        ) from None
+
+
+def _largest(integers: np.ndarray) -> int:
+    return max((abs(each) for each in integers.ravel()), default=0)
 
 
 def _plain(integers: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from gmpy2 import gcd, invert, jacobi, mpz, powmod, powmod_base_list
 
 from efl.errors import ConfigError, DataError
 from efl.paillier import key_files, primes
+from efl.paillier.encoding import whole
 from efl.paillier.key_files import PRIVATE, PUBLIC
 from efl.paillier.masks import Masks
 
@@ -33,6 +34,7 @@ _log = logging.getLogger("efl")
 LEAST_BITS, MOST_BITS, DEFAULT_BITS = 2048, 8192, 3072
 DJN, SUBGROUP = "djn", "subgroup"
 _SUBGROUP_MASK_BITS = 2 * primes.SUBGROUP_BITS + 128
+_MAKE_KEYS = "Make new keys with `efl keygen`"
 _SMALL = 1 << 16  # primes below this must not divide n
 
 
@@ -54,16 +56,16 @@ class PublicKey:
       kind: ``masks``.
 
     Raises:
-      ConfigError: n is of a size, or has a form, that no sound key has; or h does not go with it.
+      ConfigError: n is no integer, or of a size, or has a form, that no sound key has; or h does not go with it.
     """
 
     def __init__(self, n: int, masks: str = "", h: int | None = None) -> None:
-        self.n, self.kind = mpz(n), masks
+        self.n, self.kind = _number(n, "n"), masks
         _check(self.n, masks)
         self.square, self.bits = self.n * self.n, self.n.bit_length()
         self._h = _derived(self.n) if masks == DJN else None
         if masks == SUBGROUP:
-            self._h = mpz(h or 0)
+            self._h = _number(h or 0, "h")
             _check_generator(self._h, self.n)
 
     @functools.cached_property
@@ -126,7 +128,8 @@ class PublicKey:
         return array.encrypt(self, values, scale_bits, limit, pack_axis, headroom_bits, clip)
 
     def from_bytes(self, rows: np.ndarray, layout: Layout) -> EncryptedArray:
-        """An array from what ``EncryptedArray.to_bytes`` gave.
+        """An array from what ``EncryptedArray.to_bytes`` gave. What can be computed with it has to fit as anywhere:
+        where it was computed by the sender, that has to give ``to_bytes`` a limit.
 
         Args:
           rows: uint8 ``[count, 2 * bytes of n]``.
@@ -249,16 +252,22 @@ class PrivateKey:
       public: What others encrypt with.
 
     Raises:
-      ConfigError: p and q are no primes, or not those of the public key.
+      ConfigError: p and q are no primes, or not those of the public key; or they are such that others could find them:
+        of different sizes, or near to each other; or masks could be found, as they are of a small order.
     """
 
     def __init__(self, p: int, q: int, public: PublicKey, orders: tuple[int, int] | None = None) -> None:
         self.public = public
-        p, q = mpz(p), mpz(q)
+        p, q = _number(p, "p"), _number(q, "q")
         if p * q != public.n or p == q or not (gmpy2.is_prime(p, 40) and gmpy2.is_prime(q, 40)):
             raise ConfigError("private key: p and q are not the two primes of its public key's n: the file is damaged")
+        weak = primes.weakness(p, q)
+        if weak:
+            raise ConfigError(f"private key: {weak}; others could decrypt. {_MAKE_KEYS}")
         if public.kind == DJN and not (p % 4 == q % 4 == 3 and gcd(p - 1, q - 1) == 2):
-            raise ConfigError("private key: p and q are not of the form that its public key's masks need")
+            raise ConfigError(
+                f"private key: p and q are not of the form that its public key's masks need. {_MAKE_KEYS}"
+            )
         self._orders = orders
         self._q_inverse = invert(q, p)
         self._whole = [_Half(public.n, each, each - 1) for each in (p, q)]
@@ -269,6 +278,14 @@ class PrivateKey:
                 raise ConfigError("private key: the orders of its masks are missing")
             if any((each - 1) % (2 * order) for each, order in zip((p, q), map(mpz, orders)) if order) or 0 in orders:
                 raise ConfigError("private key: the orders of its masks are not those of its public key's h")
+            a, b = (_number(order, "an order") for order in orders)
+            if a == b or any(
+                each.bit_length() < primes.SUBGROUP_BITS or not gmpy2.is_prime(each, 40) for each in (a, b)
+            ):
+                raise ConfigError(
+                    "private key: the orders of its masks are not two primes of "
+                    f"{primes.SUBGROUP_BITS} bits; others could find the masks. {_MAKE_KEYS}"
+                )
             self._halves = [_Half(public.n, each, 2 * mpz(order)) for each, order in zip((p, q), orders)]
             masked = public.masks.draw().finished(public.n, public.square)
             if any(powmod(masked, half.exponent, half.square) != 1 for half in self._halves):
@@ -286,8 +303,9 @@ class PrivateKey:
             should be.
 
         Raises:
-          ConfigError: ``bits`` is out of its range.
+          ConfigError: ``bits`` is no integer, or out of its range.
         """
+        bits = whole(bits, "bits", "PrivateKey.generate")
         if not (LEAST_BITS <= bits <= MOST_BITS and bits % 2 == 0):
             raise ConfigError(f"bits={bits}: expected an even number from {LEAST_BITS} to {MOST_BITS}")
         if not fast:
@@ -403,6 +421,16 @@ class _Half:
         return found
 
 
+def _number(value: Any, name: str) -> mpz:
+    # Of a text or a float mpz would make a number, too.
+    if isinstance(value, bool) or not isinstance(value, (int, type(mpz()))):
+        raise ConfigError(
+            f"Paillier key: {name} is of type {type(value).__name__}: expected an integer; PublicKey.load and "
+            "PrivateKey.load read key files"
+        )
+    return mpz(value)
+
+
 def _unit(n: mpz) -> mpz:
     while True:
         x = mpz(secrets.randbelow(int(n)))
@@ -425,6 +453,8 @@ def _small_primes() -> mpz:
 
 def _check(n: mpz, masks: str) -> None:
     bits = n.bit_length()
+    if n <= 0:
+        raise ConfigError("Paillier key: n is not positive: not a product of two large primes")
     if not LEAST_BITS <= bits <= MOST_BITS:
         raise ConfigError(f"Paillier key of {bits} bits: expected {LEAST_BITS} to {MOST_BITS}; make another key")
     if n % 2 == 0 or gcd(n, _small_primes()) != 1:

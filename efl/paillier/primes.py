@@ -41,9 +41,19 @@ def subgroup_primes(bits: int) -> tuple[mpz, mpz, mpz, mpz]:
             return p, q, a, b
 
 
+def weakness(p: mpz, q: mpz) -> str:
+    """Why n = p·q is easy to factor, whatever its size; empty where it is not."""
+    bits = (p * q).bit_length()
+    least = min(p.bit_length(), q.bit_length())
+    if least < bits // 2:
+        return f"one of its primes has {least} bits, where n has {bits}: expected half as many"
+    if abs(p - q).bit_length() <= bits // 2 - 100:  # FIPS 186-5, appendix A.1.3
+        return "its primes are so near to each other that the root of n tells both"
+    return ""
+
+
 def _fit(p: mpz, q: mpz, bits: int) -> bool:
-    apart = abs(p - q).bit_length() > bits // 2 - 100  # FIPS 186-5, appendix A.1.3
-    return apart and gcd(p - 1, q - 1) == 2 and (p * q).bit_length() == bits
+    return not weakness(p, q) and gcd(p - 1, q - 1) == 2 and (p * q).bit_length() == bits
 
 
 def _prime(bits: int) -> mpz:

@@ -40,7 +40,7 @@ class Slots:
         """As few plaintexts as hold ``length`` numbers, with as few slots in each as that takes.
 
         Args:
-          length: How many numbers, at least 1.
+          length: How many numbers; of none there is no plaintext.
           bits: Of a slot, at least 2.
           key_bits: Of n.
 
@@ -52,7 +52,7 @@ class Slots:
         if most < 1:
             raise ConfigError(f"a slot of {bits} bits does not fit in a plaintext of a {key_bits}-bit key")
         groups = -(-length // most)
-        return cls(length, bits, -(-length // groups), groups)
+        return cls(length, bits, -(-length // max(groups, 1)) or 1, groups)
 
     @property
     def limit(self) -> int:

@@ -8,14 +8,14 @@ import pickle
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gmpy2
 import pytest
 
 from efl.errors import ConfigError, DataError
-from efl.paillier import PrivateKey, PublicKey
+from efl.paillier import PrivateKey, PublicKey, key_files
 from tests.paillier.keypairs import key
 
 phe = pytest.importorskip("phe")
@@ -151,8 +151,8 @@ def test_a_damaged_private_key_is_refused(tmp_path: Path, spoil, message: str) -
         PrivateKey.load(tmp_path / "key")
 
 
-def iter_primes() -> Iterator[gmpy2.mpz]:
-    prime = gmpy2.mpz(3) << 1022
+def iter_primes(start: int = 3 << 1022) -> Iterator[gmpy2.mpz]:
+    prime = gmpy2.mpz(start)
     while True:
         prime = gmpy2.next_prime(prime)
         yield prime
@@ -178,6 +178,70 @@ def test_numbers_that_are_no_keys_are_refused() -> None:
         PublicKey(n, "subgroup", 1)
     with pytest.raises(ConfigError, match="bits=1024: expected an even number from 2048 to 8192"):
         PrivateKey.generate(1024)
+
+
+def two_primes(
+    fits: Callable[[gmpy2.mpz], bool], also: Callable[[gmpy2.mpz], bool] | None = None
+) -> tuple[gmpy2.mpz, gmpy2.mpz]:
+    """Primes far from each other."""
+    return next(filter(fits, iter_primes())), next(filter(also or fits, iter_primes(7 << 1021)))
+
+
+def test_keys_whose_primes_others_could_find_are_refused(tmp_path: Path) -> None:
+    short = gmpy2.mpz(65539)
+    long = next(p for p in iter_primes(3 << 2030) if p % 4 == 3 and gmpy2.gcd(p - 1, short - 1) == 2)
+    near = next(p for p in iter_primes() if p % 4 == 3)
+    next_to_it = next(p for p in iter_primes(near) if p % 4 == 3 and gmpy2.gcd(p - 1, near - 1) == 2)
+    path = tmp_path / "private_key.json"
+    key().save(path)
+    fields = json.loads(path.read_text())
+    for p, q, message in (
+        (short, long, "one of its primes has 17 bits, where n has 2048: expected half as many"),
+        (near, next_to_it, "its primes are so near to each other that the root of n tells both"),
+    ):
+        for masks in ("djn", ""):
+            for one, two in ((p, q), (q, p)):
+                with pytest.raises(ConfigError, match=f"private key: {message}; .*Make new keys with `efl keygen`"):
+                    PrivateKey(one, two, PublicKey(p * q, masks))
+        names = {name: key_files.number_to_text(each) for name, each in (("p", p), ("q", q))}
+        pub = {**fields["pub"], "n": key_files.number_to_text(p * q)}
+        path.write_text(json.dumps({**fields, **names, "pub": pub}))
+        with pytest.raises(ConfigError, match=f"private_key.json: private key: {message}"):
+            PrivateKey.load(path)
+
+
+@pytest.mark.parametrize("fits", [lambda p: p % 4 == 1, lambda p: p % 12 == 7], ids=["1 mod 4", "a common factor"])
+def test_primes_of_another_form_than_short_masks_need_are_refused(fits: Callable[[gmpy2.mpz], bool]) -> None:
+    p, q = two_primes(fits)
+    with pytest.raises(ConfigError, match="not of the form that its public key's masks need.* `efl keygen`"):
+        PrivateKey(p, q, PublicKey(p * q, "djn"))
+    assert PrivateKey(p, q, PublicKey(p * q)).public.bits == 2048  # whose masks are of full length
+
+
+def test_masks_of_a_small_order_are_refused() -> None:
+    p, q = two_primes(lambda p: p % 12 == 7, lambda q: q % 28 == 15)
+    n = p * q
+    h = -gmpy2.powmod(2, 2 * ((p - 1) // 6) * ((q - 1) // 14), n) % n
+    with pytest.raises(ConfigError, match="not two primes of 256 bits; .* `efl keygen`"):
+        PrivateKey(p, q, PublicKey(n, "subgroup", h), (3, 7))
+
+
+def test_numbers_of_another_kind_are_refused() -> None:
+    n = int(key().public.n)
+    with pytest.raises(ConfigError, match="n is not positive"):
+        PublicKey(-n)
+    for bad in ("abc", str(n), 2.0**1023, None, True):
+        with pytest.raises(
+            ConfigError, match=f"n is of type {type(bad).__name__}: expected an integer; PublicKey.load"
+        ):
+            PublicKey(bad)
+    with pytest.raises(ConfigError, match="h is of type str: expected an integer"):
+        PublicKey(n, "subgroup", "5")
+    with pytest.raises(ConfigError, match="p is of type str: expected an integer"):
+        PrivateKey("3", 5, key().public)
+    for bits in (2048.0, "2048", None, True):
+        with pytest.raises(ConfigError, match=f"PrivateKey.generate: bits={bits!r}: expected an integer"):
+            PrivateKey.generate(bits)
 
 
 def test_ciphertexts_that_are_none_are_refused() -> None:

@@ -145,3 +145,11 @@ def test_centred_is_the_smallest_in_magnitude(numbers: list[int]) -> None:
     assert found.shape == (len(numbers), 1)
     for each, value in zip(numbers, found.ravel()):
         assert (value - each) % N == 0 and 2 * abs(value) < N
+
+
+def test_of_no_numbers_there_is_no_plaintext() -> None:
+    slots = Slots.fit(0, 39, KEY_BITS)
+    assert (slots.length, slots.groups) == (0, 0)
+    assert slots.pack([]) == [] and slots.unpack([]) == []
+    plain = packing.pack(np.zeros((0, 3), np.int64), slots)
+    assert plain.shape == (0, 3) and packing.unpack(plain, slots, 5, "these").shape == (0, 3)
