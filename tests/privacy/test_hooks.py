@@ -183,7 +183,7 @@ def test_it_logs_epsilon_every_so_many_steps(caplog: pytest.LogCaptureFixture) -
         made.fit(efl.procedure_fn.train(max_step=13))
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("epsilon=")]
     assert len(lines) == 3
-    assert "delta=0.001 (as commonly reported: " in lines[0] and "outsider who sees the model" in lines[0]
+    assert "delta=0.001 (as commonly reported, by RDP: " in lines[0] and "outsider who sees the model" in lines[0]
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"every": True}, {"target": 0.0}, {"target": float("inf")}])

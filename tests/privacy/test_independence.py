@@ -335,7 +335,7 @@ def test_a_loss_of_the_wrong_length() -> None:
         ((), "needs a vector with one value for each row"),
         (
             (None, 3),
-            r"reduce other axes with tf.reduce_mean\(loss, axis=\[1, …\]\). A party without a loss of its own returns the very tensor",
+            r"reduce other axes with tf.reduce_mean\(loss, axis=\[1, …\]\)\. A party without a loss of its own returns",
         ),
     ],
 )
