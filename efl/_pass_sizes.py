@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import tensorflow.compat.v1 as tf
@@ -15,10 +16,12 @@ class PassSize:
 
     Attributes:
       elements: How many there are at most; None where nobody knows.
-      each: How many rows an element has at most; None where nobody knows.
+      each: How many rows an element has at most; None where nobody knows: before it is in a batch, it may be a row, or
+        a batch that was made before.
       rows: How many rows a pass brings at most; None where nobody knows.
       drops: Whether the last rows of a pass may be left out; None where no batches are made here.
       repeats: Whether it brings pass after pass.
+      shape: Static, of an element's first part.
     """
 
     elements: int | None = None
@@ -26,6 +29,14 @@ class PassSize:
     rows: int | None = None
     drops: bool | None = None
     repeats: bool = False
+    shape: tf.TensorShape = tf.TensorShape(None)  # noqa: RUF009  (it does not change)
+
+    @property
+    def rows_in_all(self) -> int | None:
+        """As ``rows``, of what an iterator brings: an element that no batch was made of is a batch itself."""
+        if self.rows is not None or self.elements is None or self.each is not None or not self.shape.rank:
+            return self.rows
+        return None if self.shape[0] is None else self.elements * int(self.shape[0])
 
 
 _UNKNOWN = PassSize()
@@ -33,11 +44,19 @@ _UNKNOWN = PassSize()
 
 def pass_size(tensor: tf.Tensor) -> PassSize:
     """Of what a data set's tensor brings. Of functions that make data sets of elements nothing is known."""
-    op = tensor.op
+    shapes = (
+        tensor.op.get_attr("output_shapes") if any(a.name == "output_shapes" for a in tensor.op.op_def.attr) else []
+    )
+    return replace(_pass_size(tensor.op), shape=tf.TensorShape(shapes[0] if shapes else None))
+
+
+def _pass_size(op: tf.Operation) -> PassSize:
     behind = [pass_size(each) for each in op.inputs if each.dtype == tf.variant]
     kind = op.type.replace("Experimental", "").split("Dataset")[0]
     if not behind:
         return _source(op, kind)
+    if kind == "Zip":
+        return _zipped(behind)
     if len(behind) > 1 or kind in ("FlatMap", "Window", "GroupByWindow") or "Interleave" in kind:
         drops = [each.drops for each in behind if each.drops is not None]
         return PassSize(drops=any(drops) if drops else None, repeats=any(each.repeats for each in behind))
@@ -47,7 +66,7 @@ def pass_size(tensor: tf.Tensor) -> PassSize:
     if kind in _BATCHES:
         return _in_batches(op, kind, found)
     if kind == "Unbatch":
-        return replace(found, elements=found.rows, each=1)
+        return replace(found, elements=found.rows, each=1)  # of batches that were made before, nobody knows how many
     if found.repeats:
         return found
     if kind == "Take":
@@ -61,16 +80,31 @@ def pass_size(tensor: tf.Tensor) -> PassSize:
     return found
 
 
+def _zipped(parts: Sequence[PassSize]) -> PassSize:
+    """As long as the shortest, of those that end."""
+    drops = [each.drops for each in parts if each.drops is not None]
+    ends = [each for each in parts if not each.repeats]
+    elements = [each.elements for each in ends if each.elements is not None]
+    rows = [each.rows for each in ends if each.rows is not None]
+    sizes = {each.each for each in parts}
+    return PassSize(
+        min(elements) if elements else None,
+        sizes.pop() if len(sizes) == 1 else None,
+        min(rows) if rows else None,
+        any(drops) if drops else None,
+        not ends,
+    )
+
+
 def _source(op: tf.Operation, kind: str) -> PassSize:
     if kind == "TensorSlice":
         count = op.inputs[0].shape[0] if op.inputs and op.inputs[0].shape.rank else None
-        return PassSize(count, 1, count)
+        return PassSize(count)
     if kind == "Range":
         values = [_number(op, place) for place in range(3)]
         if None in values:
-            return PassSize(each=1)
-        count = len(range(*values))  # type: ignore[arg-type]
-        return PassSize(count, 1, count)
+            return _UNKNOWN
+        return PassSize(len(range(*values)))  # type: ignore[arg-type]
     return _UNKNOWN
 
 
@@ -88,11 +122,13 @@ def _in_batches(op: tf.Operation, kind: str, found: PassSize) -> PassSize:
     flag = next((t for t in op.inputs if t.dtype == tf.bool), None)
     value = None if flag is None else tf.get_static_value(flag)
     drops = flag is not None and (value is None or bool(value))
-    elements = None
+    elements, rows = None, found.rows
+    if found.each is None:  # a row, then
+        found, rows = replace(found, each=1), found.elements
     if size and found.elements is not None:
         elements = found.elements // size if drops else -(-found.elements // size)
     each = None if size is None or found.each is None else size * found.each
-    return replace(found, elements=elements, each=each, drops=bool(found.drops) or drops)
+    return replace(found, elements=elements, each=each, rows=rows, drops=bool(found.drops) or drops)
 
 
 def _number(op: tf.Operation, place: int) -> int | None:

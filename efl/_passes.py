@@ -30,6 +30,7 @@ _PLAIN = frozenset(
         "BytesProducedStats", "SetStatsAggregator", "NonSerializable", "Load", "Repeat", "Shuffle", "Identity",
     }
 )  # fmt: skip
+_CUTS = ("TakeDataset", "SkipDataset", "ShardDataset")
 _SHIFTS = ("Shuffle", "Skip", "Shard", "Filter", "Window", "Interleave", "ParallelInterleave")
 
 
@@ -65,7 +66,7 @@ def passes_of(program: Program) -> Passes:
     # Of an iterator that reads several data sets by turns nobody knows which it is.
     sizes = [(handle.name, pass_size(made[0])) for handle, made in own if len(made) == 1]
     drops = [size.drops for _, size in sizes if size.drops is not None]
-    rows = [(size.rows, name) for name, size in sizes if size.rows is not None]
+    rows = [(size.rows_in_all, name) for name, size in sizes if size.rows_in_all is not None]
     return Passes(
         first("twice"), first("straddles"), first("shifted"), any(drops) if drops else None, min(rows) if rows else None
     )
@@ -124,6 +125,7 @@ class _Stream:
 
     Attributes:
       repeats: The op that makes it bring pass after pass; empty for one pass.
+      cut: The op that takes a part of such passes: what repeats it brings those rows more often than others.
       reorders: The op that makes each pass come in another order.
       counts: Whether it is numbers that others are joined with, rather than rows.
       twice: Why a row can come more than once in a pass.
@@ -132,6 +134,7 @@ class _Stream:
     """
 
     repeats: str = ""
+    cut: str = ""
     reorders: str = ""
     counts: bool = False
     twice: str = ""
@@ -147,7 +150,7 @@ class _Stream:
 
         counts = bool(parts) and all(part.counts for part in parts)
         names = ("twice", "straddles", "shifted")
-        return cls(first("repeats"), first("reorders"), counts, *map(first, names))
+        return cls(first("repeats"), first("cut"), first("reorders"), counts, *map(first, names))
 
 
 class _Walk:
@@ -156,10 +159,16 @@ class _Walk:
     Args:
       graph: Of the iterator; it knows all functions.
       outside: What stands for the arguments of the function that is walked: a stream.
+      elements: Those of these arguments that are an element, where a function is walked.
     """
 
-    def __init__(self, graph: tf.Graph, outside: Mapping[tf.Operation, _Stream] | None = None) -> None:
-        self._graph, self._outside = graph, dict(outside or {})
+    def __init__(
+        self,
+        graph: tf.Graph,
+        outside: Mapping[tf.Operation, _Stream] | None = None,
+        elements: Sequence[tf.Operation] | None = None,
+    ) -> None:
+        self._graph, self._outside, self._elements = graph, dict(outside or {}), elements
         self._known: dict[tf.Operation, _Stream] = {}
 
     def stream(self, tensor: tf.Tensor) -> _Stream:
@@ -181,11 +190,14 @@ class _Walk:
             drawn = f"{op.name} draws numbers at random, and may draw one several times"
             return _Stream(reorders=op.name, counts=True, twice=drawn)
         if kind == "RepeatDataset":
-            return data if _number(op, 1) == 1 else replace(data, repeats=op.name)
+            if _number(op, 1) == 1:
+                return data
+            again = f"{op.name} repeats what {data.cut} has left of passes of {data.repeats}" if data.cut else ""
+            return _because(replace(data, repeats=op.name), again)
         if kind.startswith("Shuffle"):
             return _shuffled(op, data)
-        if kind == "SkipDataset" and data.repeats and data.reorders:
-            return replace(data, shifted=f"{op.name} begins inside of a pass of {data.repeats}")
+        if kind in _CUTS:
+            return self._cut(op, data)
         if kind == "CacheDataset" and not data.repeats:
             return replace(data, reorders="")
         if kind == "WindowDataset":
@@ -207,6 +219,33 @@ class _Walk:
             return _because(data, f"nothing is known of how often {op.name} ({kind}) brings a row")
         return data
 
+    def _cut(self, op: tf.Operation, data: _Stream) -> _Stream:
+        """A part of the elements."""
+        by_turns = (
+            op.type == "ShardDataset" and self._elements and set(self._elements) & set(ancestors(op.inputs[2].op))
+        )
+        if not by_turns and self._comes_again(op.inputs[0]):  # another part for each element, then
+            return _because(
+                data, f"{op.name} takes a part of rows that come again for each element of another data set"
+            )
+        if not data.repeats:
+            return data
+        if op.type == "ShardDataset":
+            return _because(
+                data, f"{op.name} takes a part of what {data.repeats} has repeated: the same rows each time"
+            )
+        data = replace(data, cut=op.name)
+        if op.type == "SkipDataset" and data.reorders:
+            data = replace(data, shifted=f"{op.name} begins inside of a pass of {data.repeats}")
+        return data
+
+    def _comes_again(self, tensor: tf.Tensor) -> bool:
+        """Within a function: whether a data set is an element, or one that is not made of the element alone."""
+        if self._elements is None:
+            return False
+        elements, sources = set(self._elements), _sources(tensor)
+        return not sources or any(each in elements or not elements & set(ancestors(each)) for each in sources)
+
     def _chosen(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
         """One data set after the other, or an element of one, then of another."""
         first = 0 if op.type == "ConcatenateDataset" else 1  # which is not of the data: it says whose turn it is
@@ -221,6 +260,8 @@ class _Walk:
     def _zipped(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
         rows = [each for each in held if not each.counts]
         data = _Stream.joined(rows or held)
+        if not rows and len(held) > 1 and data.repeats:
+            return _because(data, f"{op.name} joins numbers that {data.repeats} repeats with others")
         again = [each.repeats for each in rows if each.repeats]
         if again and len(rows) > 1:
             return _because(
@@ -249,7 +290,7 @@ class _Walk:
             for argument, tensor in zip(arguments[len(elements) :], caught)
             if tensor.dtype == tf.variant
         }
-        inner = _Walk(self._graph, {**dict.fromkeys(elements, _Stream()), **outside}).stream(made.outputs[0])
+        inner = _Walk(self._graph, {**dict.fromkeys(elements, _Stream()), **outside}, elements).stream(made.outputs[0])
         both = replace(_Stream.joined([data, inner]), repeats=data.repeats)
         alike = not _depends(made.outputs[0], set(elements))
         if alike and _inputs(op)[0].op.type == "TensorDataset":  # a single element, as for a generator

@@ -187,5 +187,7 @@ class PoissonSampler:
         return self.records.read(block, row), block, row, np.bool_(more)
 
     def _step_key(self, step: int, attempt: int) -> bytes:
-        place = step.to_bytes(8, "little") + attempt.to_bytes(8, "little")
+        # With another probability the draws are others: privacy counts on it that samples are the same or independent.
+        sizes = self._batch_size, 0 if self.records is None else len(self.records)
+        place = b"".join(number.to_bytes(8, "little") for number in (step, attempt, *sizes))
         return hashlib.blake2b(place, digest_size=32, key=self._key, person=b"efl sample step").digest()

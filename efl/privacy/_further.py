@@ -33,7 +33,7 @@ def phases_after(model: Model, phases: Sequence[Phase], steps: int) -> list[Phas
             found[known[-1]] = _after(found[known[-1]], steps, model.steps_trained)
         else:
             rows = terms.get("batch_size") or 0
-            found.append(Phase(terms, steps, rows, steps * rows, {1: steps}, {1: steps}, 0, model.steps_trained))
+            found.append(_after(Phase(terms, 0, rows, first_step=model.steps_trained), steps, model.steps_trained))
     return found
 
 
@@ -76,7 +76,16 @@ def _after(phase: Phase, steps: int, step: int) -> Phase:
     again = max(0, min(steps, behind - step))
     often, tried = (_again(held, again, steps - again) for held in (phase.often, phase.tried))
     rows = (steps - again) * max(phase.terms.get("batch_size") or 0, phase.rows)
-    return replace(phase, releases=phase.releases + steps, all_rows=phase.all_rows + rows, often=often, tried=tried)
+    run = (step, step + steps - 1, 1)
+    return replace(
+        phase,
+        releases=phase.releases + steps,
+        all_rows=phase.all_rows + rows,
+        often=often,
+        tried=tried,
+        runs=(*phase.runs, run),
+        tried_runs=(*phase.tried_runs, run),
+    )
 
 
 def _again(often: Mapping[int, int], again: int, new: int) -> dict[int, int]:

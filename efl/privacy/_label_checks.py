@@ -3,8 +3,8 @@
 A label is followed upwards from where it is randomised, through casts, reshapes and whatever else works on it alone, to
 where it comes into the graph; and from there downwards to everything that leaves a step: losses (and the updates and
 messages that follow from them), metrics, messages, variables, Python functions. A label that is cut out of a wider
-tensor is followed from where it is cut out. What is done with it before it comes into the graph, or by hooks that fetch
-it, no graph shows.
+tensor is followed from where it is cut out, and from wherever else it may be (``_label_cuts``). What is done with it
+before it comes into the graph, or by hooks that fetch it, no graph shows.
 
 Sizes tell nothing of labels where they are those of the batch; those of what a label chooses (``tf.boolean_mask``,
 ``tf.unique``) count labels, so these are followed as values are.
@@ -22,6 +22,7 @@ from efl._program import Program, ancestors
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy import _beside
+from efl.privacy._label_cuts import other_ways
 from efl.privacy._label_use import LabelUse
 from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 
@@ -32,6 +33,8 @@ _log = logging.getLogger("efl")
 # Ops that tell how large a tensor is, and nothing of what is in it.
 _SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"})
 _CUTS = frozenset({"StridedSlice", "Slice", "Gather", "GatherV2", "GatherNd"})
+_CHANGES = ("ReadVariable", "Variable", "VarHandle", "ResourceGather", "Multinomial", "StatelessMultinomial")
+_RESHAPES = frozenset({"Cast", "Reshape", "ExpandDims", "Squeeze", "Identity", "StopGradient"})
 _SOURCES = ("IteratorGetNext", "Placeholder", "PyFunc", "EagerPyFunc", "QueueDequeue", "ReaderRead", "OptionalGetValue")
 # Inputs whose numbers do not decide how large an output is: others choose entries, or say sizes and axes. Of an op that
 # is in none of these it is taken that every input does.
@@ -79,7 +82,12 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
     for use in uses:
         assert use.labels is not None
         root = _origin(use.labels)
-        reached = _reached(root, {(op, 1) for op in randomisers})
+        _check_ids(use, root, known)
+        reached: dict[tf.Operation, None] = {}
+        for way in (root, *other_ways(root)):
+            if way is not root and way.op not in randomisers:
+                reached[way.op] = None
+            reached |= _reached(way, {(op, 1) for op in randomisers})
         asked = [who for op, who in randomisers.items() if op in reached]
         if asked:
             raise ModelError(
@@ -105,6 +113,39 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
                 )
 
 
+def _check_ids(use: LabelUse, root: tf.Tensor, known: Iterable[LabelUse]) -> None:
+    """Looks whether a row can have several ids, under each of which its label would be released anew.
+
+    Raises:
+      ModelError: Ids are computed from what changes, or two uses of one name take one label under different ids.
+    """
+    assert use.op is not None
+    ids = use.op.inputs[0]
+    for op in ancestors(ids.op):
+        if op.type.startswith(_CHANGES) or "Random" in op.type:
+            raise ModelError(
+                f"{use.who}: sample ids depend on {op.name} ({op.type}), which changes while the model is trained. A "
+                "row that comes under a new id has its label released once more, without end: hand over ids that the "
+                "data have"
+            )
+    for other in known:
+        if other is use or other.question.name != use.question.name or other.op is None or other.labels is None:
+            continue
+        theirs = other.op.inputs[0]
+        if _plain(theirs) is not _plain(ids) and _origin(other.labels) is root:
+            raise ModelError(
+                f"{use.who}: the label {root.name} is randomised under the ids {ids.name} and under {theirs.name}, "
+                "which releases it twice: take the same ids everywhere, or give the second use another name="
+            )
+
+
+def _plain(tensor: tf.Tensor) -> tf.Tensor:
+    """Whose numbers a tensor has, in another shape or dtype at most."""
+    while tensor.op.type in _RESHAPES:
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
 def _origin(labels: tf.Tensor) -> tf.Tensor:
     """The tensor as which a label comes into the graph, or is cut out of something wider."""
     known: dict[object, tf.Tensor] = {}
@@ -118,6 +159,7 @@ def _origin(labels: tf.Tensor) -> tf.Tensor:
     def climbed(tensor: tf.Tensor) -> tf.Tensor:
         op = tensor.op
         before = {t.ref(): t for t in op.inputs if _is_of_batch(t)}
+        before = before or {t.ref(): t for t in op.inputs if _is_of_batch(t, scalars=True)}  # a row by itself
         if not before or len(op.outputs) != 1 or op.type.startswith((*_SOURCES, "Parse", "Decode")):
             return tensor
         if op.type in _CUTS and not all(map(_is_column, before.values())):
@@ -133,14 +175,14 @@ def _is_column(tensor: tf.Tensor) -> bool:
     return tensor.shape.rank is not None and tensor.shape[1:].num_elements() == 1
 
 
-def _is_of_batch(tensor: tf.Tensor) -> bool:
-    """Whether a tensor's values depend on those of a batch."""
+def _is_of_batch(tensor: tf.Tensor, scalars: bool = False) -> bool:
+    """Whether a tensor's values depend on those of a batch; with ``scalars`` also on a single number that is read."""
     seen, stack = {tensor.op}, [tensor]
     while stack:
         here = stack.pop()
         if here.op.type in _SIZES:
             continue
-        if here.op.type.startswith(_SOURCES) and here.shape.rank != 0:  # a single number is a rate, or a flag
+        if here.op.type.startswith(_SOURCES) and (scalars or here.shape.rank != 0):  # a number may be a rate, or a flag
             return True
         for before in here.op.inputs:
             if before.op not in seen:

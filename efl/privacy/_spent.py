@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from efl._task_scope import MODE
@@ -12,6 +14,7 @@ from efl.privacy._further import phases_after
 from efl.privacy._moved import moved_by_data
 from efl.privacy.accounting import AdversaryTable, Mechanism, Party, Releases, adversary_table, unknown_party
 from efl.privacy.noise import LABEL, Phase, label_epsilon
+from efl.privacy.noise.ledger import Runs
 
 if TYPE_CHECKING:
     from efl.model import Model
@@ -62,32 +65,130 @@ def _streams(phases: Sequence[Phase], kind: str) -> tuple[Releases, ...]:
         if phase.terms.get("kind") == kind:
             by_name.setdefault(phase.terms["group"], []).append(phase)
     return tuple(
-        Releases(name, tuple(m for p in held for m in _mechanisms(p, p.terms["noise_multiplier"], p.often, held)))
+        Releases(
+            name, _of_stream([_Part(phase, phase.terms["noise_multiplier"], phase.often, phase.runs) for phase in held])
+        )
         for name, held in by_name.items()
     )
 
 
-def _mechanisms(
-    phase: Phase,
-    multiplier: float,
-    often: Mapping[int, int],
-    stream: Sequence[Phase],
-    further: int = 0,
-    microbatched: bool | None = None,
-) -> list[Mechanism]:
-    """What the releases of a phase are to the accounting.
+@dataclass(frozen=True)
+class _Part:
+    """One phase of a stream of releases, as the accounting sees it.
 
-    Args:
+    Attributes:
       phase: Under one set of terms.
       multiplier: Of the noise.
       often: How often -> number of steps that released so often.
-      stream: All phases of the same group.
+      runs: Which steps these are.
       further: Releases about steps of the phase that are not in ``often``.
       microbatched: Whether micro-batches are clipped as a whole; None: as the terms say.
+    """
+
+    phase: Phase
+    multiplier: float
+    often: Mapping[int, int]
+    runs: Runs
+    further: int = 0
+    microbatched: bool | None = None
+
+
+def _of_stream(parts: Sequence[_Part]) -> tuple[Mechanism, ...]:
+    """What the releases of a stream are to the accounting.
 
     Raises:
       ModelError: How often a row takes part is not known.
     """
+    found: list[Mechanism] = []
+    samples: dict[tuple[int | None, int | None], list[_Part]] = {}
+    for part in parts:
+        terms = part.phase.terms
+        if terms.get("poisson") and not (terms.get("in_each") or terms.get("comes_again") or None in _sizes(terms)):
+            samples.setdefault(_sizes(terms), []).append(part)
+    for part in parts:
+        alike = next((held for held in samples.values() if part in held), None)
+        if alike is None:
+            stream = [each.phase for each in parts if each.phase.terms["group"] == part.phase.terms["group"]]
+            found += _mechanisms(part, stream)
+        elif part is alike[0]:
+            found += _of_samples(alike)
+    return tuple(found)
+
+
+def _sizes(terms: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    return terms.get("num_examples"), terms.get("batch_size")
+
+
+def _of_samples(parts: Sequence[_Part]) -> list[Mechanism]:
+    """Of Poisson samples of one size: a step has the same one whenever it is taken, also under other terms.
+
+    (It has another where the input began anew since. To count that as the same is too much, never too little.) So its
+    releases are one, with less noise. Those of which the step is not known are about samples that count already, which
+    is the worst.
+    """
+    examples, batch = _sizes(parts[0].phase.terms)
+    assert examples is not None and batch is not None
+    share = min(1.0, batch / examples)
+    # An empty sample is drawn again: what is released differs by that from what a Poisson sample releases.
+    empty = (1 - share) ** (examples - 1)
+    drawn = min(1.0, share / (1 - empty) if empty < 1 else 1.0)
+    changes: dict[int, Counter[float]] = {}
+    for part in parts:
+        for first, last, times in part.runs:
+            changes.setdefault(first, Counter())[part.multiplier] += times
+            changes.setdefault(last + 1, Counter())[part.multiplier] -= times
+    steps: Counter[tuple[tuple[float, int], ...]] = Counter()  # (multiplier, how often) … -> number of steps
+    now: Counter[float] = Counter()
+    edges = sorted(changes)
+    for edge, following in zip(edges, [*edges[1:], None]):
+        now.update(changes[edge])
+        held = tuple(sorted((multiplier, times) for multiplier, times in now.items() if times > 0))
+        if held and following is not None:
+            steps[held] += following - edge
+    for part in parts:
+        _add_unknown(steps, part.multiplier, part.phase.lost + part.further)
+    return [
+        Mechanism(_together(held), number, None, drawn, poisson=True, overflow=empty)
+        for held, number in sorted(steps.items(), key=lambda item: _together(item[0]))
+        if number
+    ]
+
+
+def _add_unknown(steps: Counter[tuple[tuple[float, int], ...]], multiplier: float, releases: int) -> None:
+    """Adds releases of different steps that are not known: to those that released most."""
+    for held in sorted(steps, key=_together):
+        moved = min(releases, steps[held])
+        if moved:
+            releases -= moved
+            steps[held] -= moved
+            more = dict(held)
+            more[multiplier] = more.get(multiplier, 0) + 1
+            steps[tuple(sorted(more.items()))] += moved
+    if releases:
+        steps[((multiplier, 1),)] += releases
+
+
+def _together(held: tuple[tuple[float, int], ...]) -> float:
+    """The noise multiplier of several releases of one sample, as one release."""
+    if any(multiplier == 0 for multiplier, _ in held):
+        return 0.0
+    if len(held) == 1:
+        ((multiplier, times),) = held
+        return multiplier / math.sqrt(times)
+    return 1 / math.sqrt(sum(times / multiplier**2 for multiplier, times in held))
+
+
+def _mechanisms(part: _Part, stream: Sequence[Phase]) -> list[Mechanism]:
+    """What the releases of a phase are to the accounting, where its batches are no samples.
+
+    Args:
+      part: The phase.
+      stream: All phases of the same group.
+
+    Raises:
+      ModelError: How often a row takes part is not known.
+    """
+    phase, multiplier, often, further = part.phase, part.multiplier, part.often, part.further
     terms, releases = phase.terms, sum(times * steps for times, steps in often.items()) + phase.lost + further
     if not releases:
         return []
@@ -106,16 +207,6 @@ def _mechanisms(
             "the ledger, but cannot be accounted for"
         )
     share = min(1.0, batch / examples)
-    if terms.get("poisson"):
-        # An empty sample is drawn again: what is released differs by that from what a Poisson sample releases.
-        empty = (1 - share) ** (examples - 1)
-        drawn = min(1.0, share / (1 - empty) if empty < 1 else 1.0)
-        # A step that is taken again has the same sample: its releases are one, with less noise. Those of which the step
-        # is not known are about samples that count already, which is the worst.
-        return [
-            Mechanism(multiplier / math.sqrt(times), steps, None, drawn, poisson=True, overflow=empty)
-            for times, steps in sorted(_doubled(often, phase.lost + further).items(), reverse=True)
-        ]
     if batch > examples:
         raise ModelError(
             f"privacy_spent: how often a row takes part is not known: batches of {batch} of {examples} rows hold some "
@@ -148,17 +239,8 @@ def _mechanisms(
         # times in place of twice. Of e passes at most e / 2 such pairs can be made.
         often_once = all(times == 1 for times in often)
         multiplier /= math.sqrt((epochs + 2 * (epochs // 2)) / epochs if often_once else 2.0)
-    noted = bool(terms.get("microbatched")) if microbatched is None else microbatched
+    noted = bool(terms.get("microbatched")) if part.microbatched is None else part.microbatched
     return [Mechanism(multiplier, releases, taken, share, microbatched=noted)]
-
-
-def _doubled(often: Mapping[int, int], more: int) -> dict[int, int]:
-    """How often each of some steps releases, where ``more`` of those that release once do so a second time."""
-    found = dict(often)
-    second = min(more, found.get(1, 0))
-    found[1] = found.get(1, 0) - second + (more - second)
-    found[2] = found.get(2, 0) + second
-    return {times: steps for times, steps in found.items() if steps}
 
 
 def _unprotected(model: Model) -> list[str]:
@@ -239,9 +321,8 @@ class _OfPeer:
         ]
         # In which phases conversations broke off, nobody knows: where there was the least noise.
         worst = min(range(len(held)), key=lambda number: held[number][1], default=0)
-        found: list[Mechanism] = []
-        for number, (phase, value, flag) in enumerate(held):
-            stream = [each for each, _, _ in held if each.terms["group"] == phase.terms["group"]]
-            more = self._broken_off if number == worst else 0
-            found += _mechanisms(phase, value, phase.tried, stream, more, flag)
-        return Releases(name, tuple(found))
+        parts = [
+            _Part(phase, value, phase.tried, phase.tried_runs, self._broken_off if number == worst else 0, flag)
+            for number, (phase, value, flag) in enumerate(held)
+        ]
+        return Releases(name, _of_stream(parts))

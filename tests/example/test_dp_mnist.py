@@ -20,7 +20,9 @@ def test_one_process(tmp_path):
     assert result.returncode == 0, result.output
     accuracies = _accuracies(result.output)
     assert len(accuracies) == 8 and accuracies[-1] > 0.5, result.output
-    assert len(re.findall(r"epsilon=\S+ delta=0.0001 \(as commonly reported, by RDP: \S+\): outsider", result.output)) == 8
+    assert (
+        len(re.findall(r"epsilon=\S+ delta=0.0001 \(as commonly reported, by RDP: \S+\): outsider", result.output)) == 8
+    )
     assert re.search(r"outsider who sees the model +add/remove a row +no +\d", result.output)
 
 

@@ -92,12 +92,60 @@ def test_both_parties_count_as_many_passes(tmp_path) -> None:
         (lambda: data().skip(30).batch(8), 10),
         (lambda: data().shard(4, 0).batch(8), 10),
         (lambda: tf.data.Dataset.range(9).map(lambda i: tf.gather(X, i)).batch(8), 9),
+        (lambda: tf.data.Dataset.zip((tf.data.Dataset.range(9), data())).map(lambda i, x: x).batch(8), 9),
+        (lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).take(2), 16),
     ],
 )
 def test_a_pass_of_fewer_rows_than_are_said_is_refused(pass_of, most: int) -> None:
     with pytest.raises(ConfigError, match=rf"NUM_EXAMPLES: 40, but a pass over the data of .* has {most} rows at most"):
         compiled(lambda: read(pass_of().repeat()), plain)
     compiled(lambda: read(pass_of().repeat()), plain, NUM_EXAMPLES=most)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).repeat(),
+        lambda: tf.data.Dataset.range(5).map(lambda i: tf.gather(X.reshape(5, 8, 3), i)).repeat(),
+        lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).unbatch().shuffle(40).batch(8).repeat(),
+        lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).unbatch().repeat().batch(8),
+        lambda: tf.data.Dataset.range(4).interleave(lambda i: data().shard(4, i)).batch(8).repeat(),
+        lambda: tf.data.Dataset.range(4).flat_map(lambda i: tf.data.Dataset.from_tensor_slices(
+            tf.gather(X.reshape(4, 10, 3), i)).skip(0)).batch(8).repeat(),
+        lambda: data().repeat().batch(8).take(100),
+    ],
+    ids=["made before", "chosen", "unbatched", "unbatched and repeated", "shards", "parts", "steps"],
+)  # fmt: skip
+def test_batches_that_were_made_before_have_a_figure(batches) -> None:
+    assert spent(lambda: read(batches())) == pytest.approx(taken(STEPS // 5))
+
+
+def again(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.repeat()
+
+
+def numbers(count: int) -> tf.data.Dataset:
+    return tf.data.Dataset.range(count)
+
+
+@pytest.mark.parametrize(
+    ("batches", "why"),
+    [
+        (lambda: again(again(data().batch(8)).take(1)), "RepeatDataset_1 repeats what TakeDataset has left of passes"),
+        (lambda: again(again(data().batch(8)).skip(3).take(2)), "repeats what TakeDataset has left of passes"),
+        (lambda: again(data().repeat(2).skip(72)).batch(8), "repeats what SkipDataset has left of passes"),
+        (lambda: again(again(data()).take(8).cache()).batch(8), "repeats what TakeDataset has left of passes"),
+        (lambda: again(data()).shard(2, 0).batch(8), "ShardDataset takes a part of what RepeatDataset has repeated"),
+        (lambda: again(data().batch(8)).shard(5, 0), "ShardDataset takes a part of what RepeatDataset has repeated"),
+        (lambda: again(data()).window(40).flat_map(lambda each: each.take(8).batch(8)), "come again for each"),
+        (lambda: numbers(20).flat_map(lambda i: data().skip(i).take(20)).batch(8), "come again for each"),
+        (lambda: numbers(20).flat_map(lambda i: data().shuffle(40).take(8)).batch(8), "come again for each"),
+        (lambda: tf.data.Dataset.zip((again(numbers(8)), numbers(10**6))).map(lambda i, j: tf.gather(X, i)).batch(8),
+         "ZipDataset joins numbers that RepeatDataset repeats with others"),
+    ],
+)  # fmt: skip
+def test_parts_of_what_comes_again_have_no_figure(batches, why: str) -> None:
+    no_figure(compiled(lambda: read(batches()), plain), why)
 
 
 def test_a_larger_batch_than_is_said_is_refused() -> None:

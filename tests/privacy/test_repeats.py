@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import efl
+from efl.data._files import Block
+from efl.data._poisson import PoissonSampler
 from efl.errors import ConfigError, ModelError
 from efl.privacy import _spent
 from efl.privacy.accounting import Mechanism, compute_epsilon
@@ -38,7 +40,7 @@ class Crash(tf.train.SessionRunHook):
             raise RuntimeError("crash")
 
 
-def model(sample, dropout=True, multiplier=2.0, evaluates=False, **config):
+def model(sample, dropout=True, multiplier=2.0, evaluates=False, optimizer=None, **config):
     """A model whose steps are never the same twice, where there is dropout."""
     made = efl.Model().input_fn(lambda m, mode: sample(m))
 
@@ -46,7 +48,7 @@ def model(sample, dropout=True, multiplier=2.0, evaluates=False, **config):
         x = tf.nn.dropout(sample["x"], rate=0.5) if dropout else sample["x"]
         return tf.reduce_sum(tf.square(tf.layers.dense(x, 2, name="d", reuse=tf.AUTO_REUSE)), 1)
 
-    optimizer = efl.DPGradientDescentGaussianOptimizer(1.0, multiplier, learning_rate=0.1)
+    optimizer = optimizer or efl.DPGradientDescentGaussianOptimizer(1.0, multiplier, learning_rate=0.1)
     if evaluates:
         made.eval_fn(lambda m, s: tf.reduce_sum(tf.layers.dense(s["x"], 2, name="d", reuse=tf.AUTO_REUSE)))
     made.loss_fn(loss_fn).optimizer_fn(efl.optimizer_fn.optimizer_setter(optimizer))
@@ -102,6 +104,10 @@ def test_steps_are_counted_as_a_counter_counts_them(taken):
         seen[step] += 1
     assert steps.first == min(taken, default=None)
     assert steps.often() == Counter(seen.values())
+    runs: Counter[int] = Counter()
+    for first, last, times in steps.runs():
+        runs.update(dict.fromkeys(range(first, last + 1), times))
+    assert runs == seen
 
 
 def test_steps_that_are_taken_again_are_about_the_same_rows(tmp_path):
@@ -129,6 +135,48 @@ def test_a_sample_that_is_read_again_is_the_same_sample(tmp_path):
     same = Mechanism(8.0 / math.sqrt(4), 5, None, 0.25 / (1 - once), poisson=True, overflow=once)
     assert row.epsilon == pytest.approx(compute_epsilon([same], DELTA).epsilon, rel=1e-6)
     assert row.amplified
+
+
+@pytest.mark.parametrize("changes", ["clip", "noise"])
+def test_a_sample_is_the_same_one_also_under_other_terms(tmp_path, changes):
+    """What a restarted run clips or noises otherwise is about the rows that were drawn before."""
+    folder, records = str(tmp_path / "run"), over_records(tmp_path / "data", batch=10, sampling="poisson")
+    multipliers = [3.0, 3.0 if changes == "clip" else 2.7]
+    for number, multiplier in enumerate(multipliers):
+        tf.reset_default_graph()
+        optimizer = efl.DPGradientDescentGaussianOptimizer(
+            1.0 + (changes == "clip") * number, multiplier, learning_rate=0.1
+        )
+        trained = model(records, optimizer=optimizer)
+        if not number:
+            trained.add_hooks([Crash(5)], mode=efl.MODE.TRAIN)
+        try:
+            trained.fit(efl.procedure_fn.train(max_step=7), checkpoint_dir=folder, save_checkpoint_steps=1000)
+        except RuntimeError:
+            assert not number
+    (row,) = trained.privacy_spent(DELTA).rows
+    assert [phase.often for phase in trained._noise.phases()] == [{1: 5}, {1: 7}]
+    once = 0.75 ** (ROWS - 1)
+
+    def of(noise: float, steps: int) -> Mechanism:
+        return Mechanism(noise, steps, None, 0.25 / (1 - once), poisson=True, overflow=once)
+
+    both = 1 / math.sqrt(sum(1 / each**2 for each in multipliers))
+    expected = compute_epsilon([of(both, 5), of(multipliers[1], 2)], DELTA).epsilon
+    assert row.epsilon == pytest.approx(expected, rel=1e-6) and row.amplified
+    assert row.epsilon > 1.03 * compute_epsilon([of(multipliers[0], 5), of(multipliers[1], 7)], DELTA).epsilon
+
+
+def test_samples_of_another_size_are_independent(tmp_path):
+    drawn = []
+    for batch in (10, 11):
+        sampler = PoissonSampler(batch, 9)
+        over_records(tmp_path / "data")
+        sampler.load([Block("part", str(tmp_path / "data" / "part"))], "test")
+        sampler.start(bytes(32), 0)
+        drawn.append([set(sampler.draw(np.int64(step))[2].tolist()) for step in range(30)])
+    shared = np.mean([len(one & other) / len(one) for one, other in zip(*drawn)])
+    assert abs(shared - 11 / 40) < 0.12  # as of independent draws; gaps of one stream would share far more
 
 
 def test_an_input_that_begins_anew_brings_its_first_rows_again(tmp_path):
@@ -222,7 +270,7 @@ def test_noise_that_changes_back_and_forth_is_counted_by_what_was_read_meanwhile
         Phase({**TERMS, "noise_multiplier": noise}, 30, BATCH, 30 * BATCH, {1: 30}, {1: 30}, 0, first, first + 54)
         for noise, first in ((1.0, 0), (8.0, 5))
     ]
-    one, other = (_spent._mechanisms(phase, 1.0, phase.often, phases)[0] for phase in phases)
+    one, other = _spent._of_stream([_spent._Part(phase, 1.0, phase.often, phase.runs) for phase in phases])
     assert one.participations >= 6 and other.participations >= 6
 
 
@@ -231,8 +279,7 @@ TERMS = {"group": "train", "batch_size": BATCH, "num_examples": ROWS, "stretch":
 
 def test_a_phase_in_the_middle_of_a_stretch_may_have_rows_twice_in_each_batch():
     phases = [Phase({**TERMS, "straddles": True, "n": n}, 1, BATCH, BATCH, {1: 1}, {1: 1}, 0, n, n) for n in range(2)]
-    for phase in phases:
-        (found,) = _spent._mechanisms(phase, 3.0, phase.often, phases)
+    for found in _spent._of_stream([_spent._Part(phase, 3.0, phase.often, phase.runs) for phase in phases]):
         assert found.noise_multiplier == 1.5 and found.participations == 1
 
 

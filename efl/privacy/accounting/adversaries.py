@@ -235,8 +235,9 @@ class _Count:
     def unamplified(self, streams: Sequence[Releases], relation: str) -> float:
         sequences = [stream.mechanisms for stream in streams]
         # A random number of participations is the same one for all streams, which saw the same batches.
-        if any(each.poisson for sequence in sequences for each in sequence):
-            sequences = [jointly(sequences)]
+        sampled = [sequence for sequence in sequences if any(each.poisson for each in sequence)]
+        if sampled:
+            sequences = [jointly(sampled), *(sequence for sequence in sequences if sequence not in sampled)]
         flat = [each for sequence in sequences for each in sequence]
         return compute_epsilon(flat, self.delta, relation=relation, sampling="none").epsilon
 

@@ -33,6 +33,7 @@ _REMEMBERED = 100_000  # digests; a replay of an older one is counted again, whi
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Terms = Mapping[str, Any]
+Runs = tuple[tuple[int, int, int], ...]
 Drawn = tuple[bytes, int]  # which noise a release has: 16 bytes that name a stream, the number of a draw in it
 
 
@@ -51,6 +52,8 @@ class Phase:
       lost: Releases that nobody saw: the machine went down.
       first_step: The lowest step; None where only lost releases are known.
       last_step: The highest.
+      runs: Which steps are in ``often``: (first, last, times), which add up where they overlap.
+      tried_runs: The same of ``tried``.
     """
 
     terms: Terms
@@ -62,6 +65,8 @@ class Phase:
     lost: int = 0
     first_step: int | None = None
     last_step: int | None = None
+    runs: Runs = ()
+    tried_runs: Runs = ()
 
 
 class _Held:
@@ -82,6 +87,8 @@ class _Held:
             self.lost,
             self.steps.first,
             self.steps.last,
+            self.steps.runs(),
+            self.tries.runs(),
         )
 
 

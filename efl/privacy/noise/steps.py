@@ -49,6 +49,11 @@ class Steps:
         """The highest step; None where there is none."""
         return self._last[-1] if self._last else None
 
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """(first step, last step, how often), of which a step may be in several: what it has in all is their sum."""
+        again = [(step, step, more) for step, more in sorted(self._again.items())]
+        return (*((first, last, 1) for first, last in zip(self._first, self._last)), *again)
+
     def often(self) -> Mapping[int, int]:
         """How often -> number of steps that released so often."""
         found: Counter[int] = Counter({1: sum(self._last) - sum(self._first) + len(self._first)})
