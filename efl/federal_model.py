@@ -341,7 +341,8 @@ class FederalModel(Model):
         return list(dict.fromkeys(names))
 
     def _received_raw(self, gradients_are_noised: bool, released: Mapping[str, float]) -> list[str]:
-        names = [n for scope, held in self._receives.items() for n in held if f"{scope.wire}/{n}" not in released]
+        noised = {**released, **self._released_by_peer}
+        names = [n for scope, held in self._receives.items() for n in held if f"{scope.wire}/{n}" not in noised]
         if not gradients_are_noised:
             names += [f"gradient of {name}" for held in self._grad_receives.values() for name in held]
         return list(dict.fromkeys(names))
@@ -375,6 +376,7 @@ class FederalModel(Model):
         if self._noise_holder is None:
             return
         self._noise_holder.conversation_begun()
+        self._released_by_peer = dict(released)
         for group, conditions in self._noise_holder.conditions.items():
             scope = group.split("/")[0]
             promised = told.get(scope)

@@ -88,6 +88,7 @@ class Model(Definition):
         super().__init__()
         self._opt_config = OptConfig()
         self._undivided = Undivided()
+        self._released_by_peer: dict[str, float] = {}  # what it said to send noised, and how much
         self._noise_holder: NoiseHolder | None = None
         self._session_config: tf.ConfigProto | None = None
         self._session: HookedSession | None = None

@@ -268,17 +268,21 @@ def _peer(name: str, phases: Sequence[Phase], model: Model, may_break_off: bool)
     count = _OfPeer(steps, told, model._noise_holder.broken_off + may_break_off)
     released = {key: noise for each in told for key, noise in each["released"].items()}
     noised = all(each["noises_returns"] for each in told)
-    raw = tuple(model._received_raw(noised, released))
+    seen: dict[str, Any] = {
+        "sent_raw": tuple(model._received_raw(noised, released)),
+        # Of an evaluation, of whose steps this party has no ledger.
+        "uncounted": tuple(key for key in model._released_by_peer if key not in released),
+    }
     sent = [count.released(key) for key in released]
     if noised:
         sent += [count.returned(key) for key in model._gradients_received()]
     groups = [each["groups"] for each in told]
     if not any(groups):
-        return Party(name, sent=tuple(sent), sent_raw=raw)  # it trains nothing
+        return Party(name, sent=tuple(sent), **seen)  # it trains nothing
     if not all(held and all(multiplier for multiplier, _ in held) for held in groups):
-        return Party(name, unprotected=("its weights",), sent=tuple(sent), sent_raw=raw)
+        return Party(name, unprotected=("its weights",), sent=tuple(sent), **seen)
     trained = [count.updates(number) for number in range(max(len(held or ()) for held in groups))]
-    return Party(name, updates=tuple(trained), sent=tuple(sent), sent_raw=raw)
+    return Party(name, updates=tuple(trained), sent=tuple(sent), **seen)
 
 
 class _OfPeer:

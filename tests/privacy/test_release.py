@@ -115,3 +115,48 @@ def test_a_guarantee_towards_the_peer_composes_updates_and_releases(tmp_path):
         rows = {name: rest for name, *rest in eval(re.search(r"TABLE (.*)", result.output)[1])}
         about = rows["the leader, with all that it received, about the follower's rows"]
         assert about == [pytest.approx(expected, rel=1e-6), ""]
+
+
+SAMPLED = """
+from tests.data.records import example, write
+import pathlib
+X = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+write(pathlib.Path(ROLE, "a.tfrecord"), [example({"x": x}) for x in X])
+def samples(m, mode):
+    reader = efl.data.FederalDataIO(ROLE, 40, m.communicator, ROLE, 0, 1, num_epochs=50, sampling="poisson")
+    reader.fixedlen_feature("x", 2)
+    return efl.Sample(reader.read(), {"x": [tf.feature_column.numeric_column("x", 2)]})
+def times_v(x):
+    with tf.variable_scope("q", reuse=tf.AUTO_REUSE):
+        return tf.matmul(x, tf.get_variable("v", [2, 2]))
+BODY
+model = efl.FederalModel()
+model.input_fn(samples).loss_fn(loss_fn).eval_fn(eval_fn)
+private = efl.DPGradientDescentGaussianOptimizer(1.0, 2.0, learning_rate=0.1)
+model.optimizer_fn(efl.optimizer_fn.optimizer_setter(private)).compile()
+model.fit(efl.procedure_fn.train_and_evaluate(4, 3, max_iter=2))
+rows = {r.adversary: (r.epsilon, r.reason) for r in model.privacy_spent(1e-5).rows}
+print("ABOUT", rows["the leader, with all that it received, about the follower's rows"])
+"""
+SENDS = """
+def loss_fn(m, s):
+    y = efl.privacy.GaussianRelease(1.0, 5.0)(times_v(s["x"]))
+    m.send("y", y, require_grad=True)
+    return y
+def eval_fn(m, s):
+    m.send("e", efl.privacy.GaussianRelease(1.0, 5.0)(times_v(s["x"])))
+"""
+RECEIVES = """
+def loss_fn(m, s):
+    return tf.reduce_sum(tf.tanh(tf.reshape(m.recv("y", require_grad=True), [-1, 2])) + times_v(s["x"]), 1)
+def eval_fn(m, s):
+    m.recv("e")
+"""
+
+
+def test_releases_of_an_evaluation_beside_samples_are_composed_by_who_counts_them(tmp_path):
+    pytest.importorskip("dp_accounting")
+    told = run_both(tmp_path, SAMPLED.replace("BODY", RECEIVES), SAMPLED.replace("BODY", SENDS), end="")
+    about = {role: re.search(r"ABOUT \((.*)\)", result.output)[1] for role, result in told.items()}
+    assert re.fullmatch(r"\d+\.\d+, ''", about["follower"]), about
+    assert about["leader"] == ('None, "none: how often eval/e was sent, noised, only the follower\'s ledger has"')

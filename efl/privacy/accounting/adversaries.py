@@ -88,9 +88,11 @@ class Party:
       label_epsilon: ε of its labels if they were randomised and nothing was computed from others (the sum, if they were
         randomised several times); else None.
       known: False where it is not known what this party did.
+      uncounted: Names of what it sent noised, of which it is not known how often.
 
     Raises:
-      ConfigError: ``unprotected`` or ``sent_raw`` is a single string, or ``label_epsilon`` is out of its range.
+      ConfigError: ``unprotected``, ``sent_raw`` or ``uncounted`` is a single string, or ``label_epsilon`` is out of its
+        range.
     """
 
     name: str
@@ -100,9 +102,10 @@ class Party:
     sent_raw: tuple[str, ...] = ()
     label_epsilon: float | None = None
     known: bool = True
+    uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("unprotected", "sent_raw"):
+        for name in ("unprotected", "sent_raw", "uncounted"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(
                     f"efl.privacy.Party: {name}={getattr(self, name)!r}: expected a tuple of names, not one string"
@@ -235,9 +238,10 @@ class _Count:
     def unamplified(self, streams: Sequence[Releases], relation: str) -> float:
         sequences = [stream.mechanisms for stream in streams]
         # A random number of participations is the same one for all streams, which saw the same batches.
-        sampled = [sequence for sequence in sequences if any(each.poisson for each in sequence)]
-        if sampled:
-            sequences = [jointly(sampled), *(sequence for sequence in sequences if sequence not in sampled)]
+        if any(each.poisson for sequence in sequences for each in sequence):
+            # What is of no batch of training (of an evaluation, say) stands by itself.
+            apart = [held for held in sequences if all(each.sampling_probability is None for each in held)]
+            sequences = [jointly([held for held in sequences if held not in apart]), *apart]
         flat = [each for sequence in sequences for each in sequence]
         return compute_epsilon(flat, self.delta, relation=relation, sampling="none").epsilon
 
@@ -277,7 +281,9 @@ def _as_if_poisson(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
 def _outsider(adversary: str, seen: Sequence[Party], parties: Sequence[Party], count: _Count) -> AdversaryRow:
     relation = "add_remove" if count.batches_hidden else "replace_one"
     # A model depends on the weights of its own party, and on the peer's if the peer sends anything.
-    behind = [each for each in parties if each in seen or each.sent or each.sent_raw or not each.known]
+    behind = [
+        each for each in parties if each in seen or each.sent or each.sent_raw or each.uncounted or not each.known
+    ]
     streams = _streams(behind)
     shown = None if any(each.unprotected or not each.known for each in seen) else count.sampled(_streams(seen))
     reason = _why_none(behind, streams)
@@ -301,6 +307,9 @@ def _peer(watcher: Party, about: Party, count: _Count) -> AdversaryRow:
     shown = None if about.unprotected or not about.known else count.sampled(streams)
     if about.sent_raw:
         reason = f"none: {_listed(about.sent_raw)} {'was' if len(about.sent_raw) == 1 else 'were'} sent raw"
+        return AdversaryRow(adversary, relation, False, None, reason, shown)
+    if about.uncounted:
+        reason = f"none: how often {_listed(about.uncounted)} was sent, noised, only the {about.name}'s ledger has"
         return AdversaryRow(adversary, relation, False, None, reason, shown)
     if about.known and not about.sent:
         return AdversaryRow(adversary, relation, False, 0.0, note=_SILENT)
