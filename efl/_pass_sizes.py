@@ -34,6 +34,9 @@ class PassSize:
     @property
     def rows_in_all(self) -> int | None:
         """As ``rows``, of what an iterator brings: an element that no batch was made of is a batch itself."""
+        first = self.shape[0] if self.shape.rank else None
+        if self.rows is not None and None not in (first, self.each) and first != self.each:
+            return None  # what a function has made of the batches is no row for each row
         if self.rows is not None or self.elements is None or self.each is not None or not self.shape.rank:
             return self.rows
         return None if self.shape[0] is None else self.elements * int(self.shape[0])

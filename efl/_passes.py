@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import tensorflow.compat.v1 as tf
+from tensorflow.core.framework import dataset_options_pb2
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 from efl import _readers
@@ -30,6 +31,7 @@ _PLAIN = frozenset(
         "BytesProducedStats", "SetStatsAggregator", "NonSerializable", "Load", "Repeat", "Shuffle", "Identity",
     }
 )  # fmt: skip
+_FEWER = "{} leaves out rows of each {}, so that a pass has fewer batches than its rows would make"
 _CUTS = ("TakeDataset", "SkipDataset", "ShardDataset")
 _SHIFTS = ("Shuffle", "Skip", "Shard", "Filter", "Window", "Interleave", "ParallelInterleave")
 
@@ -58,7 +60,11 @@ class Passes:
 def passes_of(program: Program) -> Passes:
     """Looks at the data sets of a task; its sample is built."""
     own = _own(program)
-    streams = [(handle.name, _Walk(handle.graph).stream(each)) for handle, made in own for each in made]
+    streams = [
+        (handle.name, _Walk(handle.graph, sloppy=_are_sloppy(each)).stream(each))
+        for handle, made in own
+        for each in made
+    ]
 
     def first(what: str) -> str:
         return next((f"{name}: {getattr(stream, what)}" for name, stream in streams if getattr(stream, what)), "")
@@ -88,6 +94,9 @@ def several_sources(targets: Sequence[tf.Tensor | tf.Operation]) -> str:
             f"a step reads a data set from its beginning ({once[0]}), and has the same rows each time: read it by an "
             "iterator"
         )
+    devices = [op.name for op in behind if op.type.startswith("MultiDeviceIterator")]
+    if devices:
+        return f"rows come from {devices[0]}, of whose data set nothing is known: read it by a plain iterator"
     kept = ("Dequeue", "Unstage")
     queues = [op.name for op in behind if any(word in op.type for word in kept) and "efl_recv" not in op.name]
     if queues:
@@ -126,6 +135,8 @@ class _Stream:
     Attributes:
       repeats: The op that makes it bring pass after pass; empty for one pass.
       cut: The op that takes a part of such passes: what repeats it brings those rows more often than others.
+      dropped: The op that leaves out what fills no whole batch.
+      cached: The op that reorders what a cache holds, if the cache is ever filled.
       reorders: The op that makes each pass come in another order.
       counts: Whether it is numbers that others are joined with, rather than rows.
       twice: Why a row can come more than once in a pass.
@@ -135,6 +146,8 @@ class _Stream:
 
     repeats: str = ""
     cut: str = ""
+    dropped: str = ""
+    cached: str = ""
     reorders: str = ""
     counts: bool = False
     twice: str = ""
@@ -149,8 +162,8 @@ class _Stream:
             return next((getattr(part, name) for part in parts if getattr(part, name)), "")
 
         counts = bool(parts) and all(part.counts for part in parts)
-        names = ("twice", "straddles", "shifted")
-        return cls(first("repeats"), first("cut"), first("reorders"), counts, *map(first, names))
+        names = ("repeats", "cut", "dropped", "cached", "reorders", "twice", "straddles", "shifted")
+        return cls(counts=counts, **{name: first(name) for name in names})
 
 
 class _Walk:
@@ -160,6 +173,7 @@ class _Walk:
       graph: Of the iterator; it knows all functions.
       outside: What stands for the arguments of the function that is walked: a stream.
       elements: Those of these arguments that are an element, where a function is walked.
+      sloppy: Whether options let all ops give first what is ready first.
     """
 
     def __init__(
@@ -167,8 +181,10 @@ class _Walk:
         graph: tf.Graph,
         outside: Mapping[tf.Operation, _Stream] | None = None,
         elements: Sequence[tf.Operation] | None = None,
+        sloppy: bool = False,
     ) -> None:
         self._graph, self._outside, self._elements = graph, dict(outside or {}), elements
+        self._sloppy = sloppy
         self._known: dict[tf.Operation, _Stream] = {}
 
     def stream(self, tensor: tf.Tensor) -> _Stream:
@@ -199,14 +215,23 @@ class _Walk:
         if kind in _CUTS:
             return self._cut(op, data)
         if kind == "CacheDataset" and not data.repeats:
-            return replace(data, reorders="")
+            return replace(data, reorders="", cached=data.reorders)
+        if kind == "TakeWhileDataset" and data.cached:
+            return replace(data, reorders=data.reorders or data.cached)
+        if kind.startswith("ParallelMap") and self._is_sloppy(op):
+            late = f"{op.name} gives rows in the order in which they are ready, after {data.repeats} repeated them"
+            return _because(replace(data, reorders=data.reorders or op.name), late if data.repeats else "")
         if kind == "WindowDataset":
             size, shift = _number(op, 1), _number(op, 2)
             overlap = size is None or shift is None or size > shift
-            return _because(_straddling(op, data), f"the windows of {op.name} overlap" if overlap else "")
+            data = _because(_straddling(op, data), f"the windows of {op.name} overlap" if overlap else "")
+            return self._dropping(op, data)
         if kind.startswith("GroupByWindow"):
             mixes = f"{op.name} groups what {data.repeats} has repeated, so that rows wait for those of later passes"
-            return _because(data, mixes if data.repeats else "")
+            data = _because(data, mixes if data.repeats else "")
+            made = _graph_of(self._graph, op.get_attr("reduce_func").name)
+            inside = [] if made is None else [each.name for each in made.get_operations() if _drops(each)]
+            return _because(data, _FEWER.format(inside[0], "group") if inside else "")
         if kind in ("ConcatenateDataset", "DirectedInterleaveDataset", "ExperimentalDirectedInterleaveDataset"):
             return self._chosen(op, held)
         if kind == "ZipDataset":
@@ -214,10 +239,23 @@ class _Walk:
         if kind == "FlatMapDataset" or "Interleave" in kind:
             return self._flattened(op, data)
         if "atch" in kind and not kind.startswith("Unbatch"):
-            return _straddling(op, data)
+            return self._dropping(op, _straddling(op, data))
         if kind.removeprefix("Experimental").split("Dataset")[0] not in _PLAIN:
             return _because(data, f"nothing is known of how often {op.name} ({kind}) brings a row")
         return data
+
+    def _dropping(self, op: tf.Operation, data: _Stream) -> _Stream:
+        """Batches, or windows, that may leave rows out."""
+        if data.dropped:
+            return _because(data, _FEWER.format(data.dropped, "pass before other batches are made"))
+        if not _drops(op):
+            return data
+        return _because(replace(data, dropped=op.name), _FEWER.format(op.name, "part") if self._elements else "")
+
+    def _is_sloppy(self, op: tf.Operation) -> bool:
+        """Whether an op may give first what is ready first."""
+        said = op.get_attr("deterministic") if _has(op, "deterministic") else b"default"
+        return said == b"false" or (said == b"default" and self._sloppy)
 
     def _cut(self, op: tf.Operation, data: _Stream) -> _Stream:
         """A part of the elements."""
@@ -229,7 +267,8 @@ class _Walk:
                 data, f"{op.name} takes a part of rows that come again for each element of another data set"
             )
         if not data.repeats:
-            return data
+            # A cache that is not read to its end is never filled, and the order is another one each time.
+            return replace(data, reorders=data.reorders or (data.cached if op.type == "TakeDataset" else ""))
         if op.type == "ShardDataset":
             return _because(
                 data, f"{op.name} takes a part of what {data.repeats} has repeated: the same rows each time"
@@ -260,6 +299,7 @@ class _Walk:
     def _zipped(self, op: tf.Operation, held: Sequence[_Stream]) -> _Stream:
         rows = [each for each in held if not each.counts]
         data = _Stream.joined(rows or held)
+        data = replace(data, reorders=data.reorders or data.cached)  # the other may end first
         if not rows and len(held) > 1 and data.repeats:
             return _because(data, f"{op.name} joins numbers that {data.repeats} repeats with others")
         again = [each.repeats for each in rows if each.repeats]
@@ -290,13 +330,15 @@ class _Walk:
             for argument, tensor in zip(arguments[len(elements) :], caught)
             if tensor.dtype == tf.variant
         }
-        inner = _Walk(self._graph, {**dict.fromkeys(elements, _Stream()), **outside}, elements).stream(made.outputs[0])
+        inner = _Walk(self._graph, {**dict.fromkeys(elements, _Stream()), **outside}, elements, self._sloppy).stream(
+            made.outputs[0]
+        )
         both = replace(_Stream.joined([data, inner]), repeats=data.repeats)
         alike = not _depends(made.outputs[0], set(elements))
         if alike and _inputs(op)[0].op.type == "TensorDataset":  # a single element, as for a generator
             return replace(both, repeats=inner.repeats)
         turns = "Interleave" in op.type and _number(op, 1 + len(caught)) != 1
-        if turns and _is_sloppy(op):
+        if turns and self._is_sloppy(op):
             both = replace(both, reorders=both.reorders or op.name)
         if turns and (data.repeats or inner.repeats or alike):
             source = data.repeats or inner.repeats or op.name
@@ -328,8 +370,23 @@ def _shuffled(op: tf.Operation, data: _Stream) -> _Stream:
     return replace(data, repeats=data.repeats or op.name) if op.type.startswith("ShuffleAndRepeat") else data
 
 
-def _is_sloppy(op: tf.Operation) -> bool:
-    return _has(op, "deterministic") and op.get_attr("deterministic") == b"false"
+def _drops(op: tf.Operation) -> bool:
+    """Whether an op that makes batches, or windows, may leave out what does not fill one."""
+    if not op.type.endswith(("BatchDataset", "BatchDatasetV2", "MapAndBatchDataset", "WindowDataset")):
+        return False
+    flag = next((t for t in op.inputs if t.dtype == tf.bool), None)
+    value = None if flag is None else tf.get_static_value(flag)
+    return flag is not None and (value is None or bool(value))
+
+
+def _are_sloppy(dataset: tf.Tensor) -> bool:
+    """Whether the options of a data set let ops give first what is ready first."""
+    for op in ancestors(dataset.op):
+        if op.type == "OptionsDataset":
+            said = dataset_options_pb2.Options.FromString(op.get_attr("serialized_options"))
+            if said.WhichOneof("optional_deterministic") and not said.deterministic:
+                return True
+    return False
 
 
 def _has(op: tf.Operation, attr: str) -> bool:

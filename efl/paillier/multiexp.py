@@ -17,8 +17,9 @@ from gmpy2 import mpz
 
 from efl.paillier.factored import ONE, Product, Split
 
-# Microseconds at 2048 bits; only their ratios count: an entry of a table, a product with one, a squaring.
-_ENTRY, _PRODUCT, _SQUARING = 4.6, 2.6, 3.9
+# Microseconds at 2048 bits; only their ratios count: an entry of a table (large tables leave the cache), a product with
+# one, a squaring.
+_ENTRY, _PRODUCT, _SQUARING = 8.0, 2.9, 4.3
 _LARGEST = 13  # bases in a block
 
 

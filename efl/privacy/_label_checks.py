@@ -1,10 +1,10 @@
 """Looks for uses of a label beside its randomisation: what the graph can show of the promise of ``LabelDP``.
 
-A label is followed upwards from where it is randomised, through casts, reshapes and whatever else works on it alone, to
-where it comes into the graph; and from there downwards to everything that leaves a step: losses (and the updates and
-messages that follow from them), metrics, messages, variables, Python functions. A label that is cut out of a wider
-tensor is followed from where it is cut out, and from wherever else it may be (``_label_cuts``). What is done with it
-before it comes into the graph, or by hooks that fetch it, no graph shows.
+A label is followed upwards from where it is randomised to all that it is made of, as that comes into the graph, and
+from there downwards to everything that leaves a step: losses (and the updates and messages that follow from them),
+metrics, messages, variables, Python functions. Of a wider tensor that it is cut out of, and of a record, its own part
+is followed (``_label_columns``). What is done with it before it comes into the graph, or by hooks that fetch it, no
+graph shows.
 
 Sizes tell nothing of labels where they are those of the batch; those of what a label chooses (``tf.boolean_mask``,
 ``tf.unique``) count labels, so these are followed as values are.
@@ -13,7 +13,7 @@ Sizes tell nothing of labels where they are those of the batch; those of what a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow.compat.v1 as tf
@@ -22,7 +22,7 @@ from efl._program import Program, ancestors
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy import _beside
-from efl.privacy._label_cuts import other_ways
+from efl.privacy._label_columns import Part, part_ahead, part_behind
 from efl.privacy._label_use import LabelUse
 from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("efl")
 # Ops that tell how large a tensor is, and nothing of what is in it.
 _SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"})
-_CUTS = frozenset({"StridedSlice", "Slice", "Gather", "GatherV2", "GatherNd"})
-_CHANGES = ("ReadVariable", "Variable", "VarHandle", "ResourceGather", "Multinomial", "StatelessMultinomial")
+_LOOKUPS = frozenset({"Gather", "GatherV2", "GatherNd", "ResourceGather", "LookupTableFind", "LookupTableFindV2"})
+_CHANGES = ("ReadVariable", "Variable", "VarHandle", "ResourceGather", "Multinomial", "Timestamp")
 _RESHAPES = frozenset({"Cast", "Reshape", "ExpandDims", "Squeeze", "Identity", "StopGradient"})
 _SOURCES = ("IteratorGetNext", "Placeholder", "PyFunc", "EagerPyFunc", "QueueDequeue", "ReaderRead", "OptionalGetValue")
 # Inputs whose numbers do not decide how large an output is: others choose entries, or say sizes and axes. Of an op that
@@ -81,13 +81,10 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
     randomisers = {use.op: use.who for use in known}
     for use in uses:
         assert use.labels is not None
-        root = _origin(use.labels)
-        _check_ids(use, root, known)
-        reached: dict[tf.Operation, None] = {}
-        for way in (root, *other_ways(root)):
-            if way is not root and way.op not in randomisers:
-                reached[way.op] = None
-            reached |= _reached(way, {(op, 1) for op in randomisers})
+        sources = _sources_of(use.labels)
+        root = next(iter(sources.values()))[0]
+        _check_ids(use, sources, known)
+        reached = _reached(sources.values(), {(op, 1) for op in randomisers})
         asked = [who for op, who in randomisers.items() if op in reached]
         if asked:
             raise ModelError(
@@ -113,16 +110,16 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
                 )
 
 
-def _check_ids(use: LabelUse, root: tf.Tensor, known: Iterable[LabelUse]) -> None:
+def _check_ids(use: LabelUse, sources: Mapping[object, tuple[tf.Tensor, Part]], known: Iterable[LabelUse]) -> None:
     """Looks whether a row can have several ids, under each of which its label would be released anew.
 
     Raises:
       ModelError: Ids are computed from what changes, or two uses of one name take one label under different ids.
     """
-    assert use.op is not None
+    assert use.op is not None and use.labels is not None
     ids = use.op.inputs[0]
-    for op in ancestors(ids.op):
-        if op.type.startswith(_CHANGES) or "Random" in op.type:
+    for op in _computed_from(ids):
+        if _changes(op):
             raise ModelError(
                 f"{use.who}: sample ids depend on {op.name} ({op.type}), which changes while the model is trained. A "
                 "row that comes under a new id has its label released once more, without end: hand over ids that the "
@@ -132,11 +129,46 @@ def _check_ids(use: LabelUse, root: tf.Tensor, known: Iterable[LabelUse]) -> Non
         if other is use or other.question.name != use.question.name or other.op is None or other.labels is None:
             continue
         theirs = other.op.inputs[0]
-        if _plain(theirs) is not _plain(ids) and _origin(other.labels) is root:
+        if _plain(theirs) is not _plain(ids) and _overlap(sources, _sources_of(other.labels)):
             raise ModelError(
-                f"{use.who}: the label {root.name} is randomised under the ids {ids.name} and under {theirs.name}, "
-                "which releases it twice: take the same ids everywhere, or give the second use another name="
+                f"{use.who}: the label {use.labels.name} is randomised under the ids {ids.name} and under "
+                f"{theirs.name}, which releases it twice: take the same ids everywhere, or give the second use another "
+                "name="
             )
+
+
+def _computed_from(tensor: tf.Tensor) -> Iterator[tf.Operation]:
+    """The ops whose numbers a tensor is made of, up to where they come into the graph; not those that it waits for."""
+    seen, stack = {tensor.op}, [tensor.op]
+    while stack:
+        op = stack.pop()
+        yield op
+        if not op.type.startswith(_SOURCES) and op.type not in _SIZES:
+            stack += [t.op for t in op.inputs if t.op not in seen]
+            seen.update(t.op for t in op.inputs)
+
+
+def _changes(op: tf.Operation) -> bool:
+    """Whether an op may give something else in every step, of the same rows."""
+    if op.type.startswith(_SOURCES):
+        return False
+    if op.type.endswith("PartitionedCall"):
+        held = op.graph._get_function(op.get_attr("f").name)
+        return held is not None and any(_is_fickle(node.op) for node in held.cached_definition.node_def)
+    return _is_fickle(op.type)
+
+
+def _is_fickle(kind: str) -> bool:
+    return kind.startswith(_CHANGES) or "Random" in kind
+
+
+def _overlap(one: Mapping[object, tuple[tf.Tensor, Part]], other: Mapping[object, tuple[tf.Tensor, Part]]) -> bool:
+    """Whether two labels have something in common that they are made of."""
+    for ref in one.keys() & other.keys():
+        mine, theirs = one[ref][1], other[ref][1]
+        if mine is None or theirs is None or mine & theirs:
+            return True
+    return False
 
 
 def _plain(tensor: tf.Tensor) -> tf.Tensor:
@@ -146,33 +178,33 @@ def _plain(tensor: tf.Tensor) -> tf.Tensor:
     return tensor
 
 
-def _origin(labels: tf.Tensor) -> tf.Tensor:
-    """The tensor as which a label comes into the graph, or is cut out of something wider."""
-    known: dict[object, tf.Tensor] = {}
-
-    def of(tensor: tf.Tensor) -> tf.Tensor:
-        if tensor.ref() not in known:
-            known[tensor.ref()] = tensor  # where the way goes in a circle
-            known[tensor.ref()] = climbed(tensor)
-        return known[tensor.ref()]
-
-    def climbed(tensor: tf.Tensor) -> tf.Tensor:
+def _sources_of(labels: tf.Tensor) -> dict[object, tuple[tf.Tensor, Part]]:
+    """The tensors as which what a label is made of comes into the graph, and which part of a row of each it is."""
+    parts: dict[object, Part] = {}
+    found: dict[object, tf.Tensor] = {}
+    stack: list[tuple[tf.Tensor, Part]] = [(labels, None)]
+    while stack:
+        tensor, part = stack.pop()
+        if not _adds(parts, tensor, part):
+            continue
         op = tensor.op
-        before = {t.ref(): t for t in op.inputs if _is_of_batch(t)}
-        before = before or {t.ref(): t for t in op.inputs if _is_of_batch(t, scalars=True)}  # a row by itself
-        if not before or len(op.outputs) != 1 or op.type.startswith((*_SOURCES, "Parse", "Decode")):
-            return tensor
-        if op.type in _CUTS and not all(map(_is_column, before.values())):
-            return tensor
-        # What is made of several things is the label itself, unless all of them are made of one.
-        above = {root.ref(): root for root in map(of, before.values())}
-        return tensor if len(above) > 1 else above.popitem()[1]
-
-    return of(labels)
+        before = [place for place, t in enumerate(op.inputs) if _is_of_batch(t)]
+        # A row that is read by itself may be a single number.
+        before = before or [place for place, t in enumerate(op.inputs) if _is_of_batch(t, scalars=True)]
+        looked_up = op.type in _LOOKUPS and 0 not in before  # the label is in what is looked up, not in where
+        if not before or looked_up or op.type.startswith(_SOURCES):
+            found[tensor.ref()] = tensor
+            continue
+        stack += [(op.inputs[place], part_behind(tensor, parts[tensor.ref()], place)) for place in before]
+    return {ref: (tensor, parts[ref]) for ref, tensor in found.items()}
 
 
-def _is_column(tensor: tf.Tensor) -> bool:
-    return tensor.shape.rank is not None and tensor.shape[1:].num_elements() == 1
+def _adds(parts: dict[object, Part], tensor: tf.Tensor, part: Part) -> bool:
+    """Adds to what of a tensor is known; whether that is more than before."""
+    old = parts.get(tensor.ref(), frozenset())
+    new = None if old is None or part is None else old | part
+    parts[tensor.ref()] = new
+    return new != old
 
 
 def _is_of_batch(tensor: tf.Tensor, scalars: bool = False) -> bool:
@@ -191,25 +223,36 @@ def _is_of_batch(tensor: tf.Tensor, scalars: bool = False) -> bool:
     return False
 
 
-def _reached(root: tf.Tensor, may_have: set[tuple[tf.Operation | None, int]]) -> dict[tf.Operation, None]:
-    """All ops that are handed something made of a tensor's values, or a size that they decide, nearest first."""
+def _reached(
+    sources: Iterable[tuple[tf.Tensor, Part]], may_have: set[tuple[tf.Operation | None, int]]
+) -> dict[tf.Operation, None]:
+    """All ops that are handed something made of parts of tensors, or a size that they decide, nearest first."""
     found: dict[tf.Operation, None] = {}
     sized: set[object] = set()  # tensors whose size follows from these values
-    frontier = [root]
+    parts: dict[object, Part] = {}
+    frontier = [tensor for tensor, part in sources if _adds(parts, tensor, part)]
     while frontier:
-        following: list[tf.Tensor] = []
+        following: dict[object, tf.Tensor] = {}
         for tensor in frontier:
-            is_sized = tensor.ref() in sized
-            for op in tensor.consumers():
+            is_sized, part = tensor.ref() in sized, parts[tensor.ref()]
+            for op in dict.fromkeys(tensor.consumers()):
                 handed = [number for number, t in enumerate(op.inputs) if t is tensor]
                 if (op.type in _SIZES and not is_sized) or all((op, number) in may_have for number in handed):
                     continue
                 decides = is_sized or not all(_keeps_sizes(op, number) for number in handed)
-                new = [t for t in op.outputs if decides and t.ref() not in sized and not t.shape.is_fully_defined()]
-                sized.update(t.ref() for t in new)
-                following.extend(new if op in found else op.outputs)
-                found[op] = None
-        frontier = following
+                if not op.outputs:
+                    found[op] = None
+                for out in op.outputs:
+                    more = [None] if is_sized else [part_ahead(out, part, number) for number in handed]
+                    more = [each for each in more if each is None or each]
+                    grows = sum(_adds(parts, out, each) for each in more) > 0
+                    if decides and more and not out.shape.is_fully_defined():
+                        grows = grows or out.ref() not in sized
+                        sized.add(out.ref())
+                    if grows:
+                        found[op] = None
+                        following[out.ref()] = out
+        frontier = list(following.values())
     return found
 
 
@@ -232,6 +275,7 @@ def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:
             return what
     runs = set(ancestors(program.op, *told)).difference(_beside.notes())
     for op in reached:
-        if op in runs and op._is_stateful and op.type != "Assert":
+        tells = op._is_stateful or op.type == "PyFuncStateless"
+        if op in runs and tells and op.type != "Assert" and "AssertGuard" not in op.name:
             return f"the operation {op.name!r} ({op.type})"
     return ""

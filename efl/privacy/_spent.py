@@ -234,7 +234,7 @@ def _mechanisms(part: _Part, stream: Sequence[Phase]) -> list[Mechanism]:
     taken = min(releases, most + further)
     if terms.get("straddles") and inside:
         multiplier /= 2  # where the seams of passes are, nobody knows: in each release a row may be twice
-    elif terms.get("straddles") and examples % batch and epochs > 1:
+    elif terms.get("straddles") and (examples % batch or phase.rows != batch) and epochs > 1:
         # Two passes meet in a batch that may hold a row of both: what it adds there is twice as long, and counts four
         # times in place of twice. Of e passes at most e / 2 such pairs can be made.
         often_once = all(times == 1 for times in often)

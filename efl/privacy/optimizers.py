@@ -277,7 +277,7 @@ def checked_number(name: str, value: Any, least: float, may_be_least: bool) -> f
       ConfigError: It is none.
     """
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or number < least or (number == least and not may_be_least):

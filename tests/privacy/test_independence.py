@@ -390,3 +390,15 @@ def test_branches_that_are_refused(branch, message):
     x, flag = tf.placeholder(tf.float32, [None, 4]), tf.placeholder(tf.bool, [])
     with pytest.raises(ModelError, match=message):
         per_example.differentiate(per_example.Objective(_rows(_dense(branch(x, flag)))), tf.trainable_variables())
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_a_loop_over_time_is_refused_with_the_remedy_and_unrolled_it_is_none(unroll: bool) -> None:
+    x = tf.placeholder(tf.float32, [None, 3, 4])
+    loss = tf.reduce_sum(tf.square(tf.keras.layers.LSTM(2, unroll=unroll)(x)), 1)
+    variables = tf.trainable_variables()
+    if unroll:
+        per_example.differentiate(per_example.Objective(loss), variables)
+        return
+    with pytest.raises(ModelError, match=r"of a loop over time\? Unroll it: unroll=True of a Keras layer"):
+        per_example.differentiate(per_example.Objective(loss), variables)

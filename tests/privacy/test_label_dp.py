@@ -357,6 +357,7 @@ def test_a_prior_of_the_model_in_training_is_refused_when_a_row_comes_again():
         ({"epsilon": math.nan}, "epsilon=nan: expected"),
         ({"epsilon": math.inf}, "epsilon=inf: expected"),
         ({"epsilon": "much"}, "epsilon='much': expected"),
+        ({"epsilon": "3"}, "epsilon='3': expected"),
         ({"num_classes": 1}, "num_classes=1: expected a number from 2 to 1048576"),
         ({"num_classes": 2**21}, "num_classes=2097152: expected a number from 2"),
         ({"num_classes": 2.5}, "num_classes=2.5: expected a whole number"),

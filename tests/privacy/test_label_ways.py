@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow.compat.v1 as tf
 import efl
 from efl.errors import ModelError
 from efl.privacy import LabelDP
-from tests.data.records import example
+from tests.data.records import example, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ROWS = 40
@@ -99,6 +100,11 @@ def of_csv(field: int) -> Loss:
     return loss
 
 
+def asserted(w: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies([tf.debugging.assert_less(w[:, 3], 9.0)]):
+        return tf.identity(w)
+
+
 CUTS: dict[str, tuple[Callable[[tf.Tensor], tf.Tensor], Callable[[tf.Tensor], tf.Tensor], bool]] = {
     "a column twice": (lambda w: w[:, 3], lambda w: w[:, 3:], True),
     "all of it": (lambda w: w[:, 3], lambda w: w, True),
@@ -108,7 +114,17 @@ CUTS: dict[str, tuple[Callable[[tf.Tensor], tf.Tensor], Callable[[tf.Tensor], tf
     "split": (lambda w: tf.split(w, [3, 1], 1)[1], lambda w: tf.split(w, 2, 1)[1], True),
     "gathered": (lambda w: tf.gather(w, [3], axis=1), lambda w: tf.gather(w, [0, 3], axis=1), True),
     "sliced": (lambda w: tf.slice(w, [0, 3], [-1, 1]), lambda w: tf.slice(w, [0, 1], [-1, -1]), True),
+    "reshaped first": (lambda w: tf.reshape(w, [-1, 4])[:, 3], lambda w: w[:, 3:], True),
+    "cut twice": (lambda w: w[:, 1:][:, 2], lambda w: w[:, 3:], True),
+    "transposed": (lambda w: tf.transpose(w)[3], lambda w: w[:, 3:], True),
+    "multiplied": (lambda w: (w * 1.0)[:, 3], lambda w: w[:, 3:], True),
+    "joined": (lambda w: tf.concat([w, w], 1)[:, 7], lambda w: w[:, 2:], True),
+    "masked": (lambda w: tf.where(w[:, 0] > 9, w[:, 1], w[:, 3]), lambda w: w[:, 3:], True),
     "where nobody knows": (lambda w: w[:, 3], lambda w: tf.gather(w, tf.cast(w[0, :1], tf.int32), axis=1), True),
+    "other columns, normalised": (lambda w: w[:, 3], lambda w: (w * [1.0, 2.0, 3.0, 4.0])[:, :3], False),
+    "other columns, reshaped": (lambda w: w[:, 3], lambda w: tf.reshape(w, [-1, 4])[:, :3], False),
+    "other columns, joined": (lambda w: tf.concat([w, w], 1)[:, 7], lambda w: tf.concat([w, w], 1)[:, 4:7], False),
+    "other columns, but asserted": (lambda w: asserted(w)[:, 3], lambda w: w[:, :3], False),
     "other columns": (lambda w: w[:, 3], lambda w: w[:, :3], False),
     "other columns of a cast": (lambda w: tf.cast(w, tf.float64)[:, 3], lambda w: w[..., :3], False),
     "other columns, unstacked": (
@@ -151,15 +167,58 @@ def test_a_row_that_is_read_alone(stacked: Callable[[tf.Tensor], tf.Tensor]) -> 
         compiled(rows_alone, lambda batch: loss(batch, True))
 
 
+@pytest.mark.parametrize("leaks", ["made dense again", "its values", ""])
+def test_a_label_of_variable_length(leaks: str) -> None:
+    def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        sparse = tf.io.parse_example(batch["s"], {"y": tf.VarLenFeature(tf.int64), "id": NUMBER, "x": FIELDS["x"]})
+        dense = lambda: tf.reshape(tf.sparse.to_dense(sparse["y"]), [-1])  # noqa: E731
+        label = told(sparse["id"], dense())
+        used = {"made dense again": dense, "its values": lambda: sparse["y"].values, "": lambda: label}[leaks]()
+        return entropy(used, sparse["x"])
+
+    if not leaks:
+        compiled(records, loss)
+        return
+    with pytest.raises(ModelError, match="the label itself .* is used in train for the loss"):
+        compiled(records, loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling": "poisson"}, {"shuffle": True}])
+def test_ids_and_labels_of_a_reader(tmp_path: Path, options: dict[str, Any]) -> None:
+    write(tmp_path / "data" / "part", [example({"x": X[i], "y": int(Y[i]), "id": i}) for i in range(ROWS)])
+    tf.reset_default_graph()
+
+    def sample(model: Any, mode: Any) -> efl.Sample:
+        reader = efl.data.DataIO(str(tmp_path / "data"), 8, 0, 1, num_epochs=2, **options)
+        reader.fixedlen_feature("x", 3)
+        for name in ("y", "id"):
+            reader.fixedlen_feature(name, 1, dtype=tf.int64)
+        return efl.Sample(reader.read(), {"x": [tf.feature_column.numeric_column("x", 3)]})
+
+    model = efl.Model(seed=1).input_fn(sample)
+    model.loss_fn(lambda m, s: entropy(told(s.features["id"], s.features["y"]), s["x"]))
+    model.optimizer_fn(efl.optimizer_fn.optimizer_setter(tf.train.GradientDescentOptimizer(0.1))).compile()
+    model.fit(efl.procedure_fn.train(max_step=3))
+    assert "0.1" in str(model.privacy_spent(1e-5))
+
+
 def test_ids_that_change_are_refused() -> None:
     def of(change: Callable[[tf.Tensor], tf.Tensor]) -> Loss:
         return lambda batch: entropy(told(change(batch["id"]), batch["y"]), batch["x"])
 
     step = lambda ids: ids + 1000 * tf.cast(tf.train.get_or_create_global_step(), tf.int64)  # noqa: E731
-    for change in (step, lambda ids: ids + tf.random.uniform([], 0, 9, tf.int64)):
+    drawn = tf.function(lambda ids: ids + tf.random.uniform([], 0, 9, tf.int64))
+    now = lambda ids: ids + tf.cast(tf.timestamp(), tf.int64)  # noqa: E731
+    for change in (step, lambda ids: ids + tf.random.uniform([], 0, 9, tf.int64), drawn, now):
         with pytest.raises(ModelError, match=r"sample ids depend on .*, which changes while the model is trained"):
             compiled(rows, of(change))
     compiled(rows, of(lambda ids: ids * 2 + 1))
+
+    def waits(ids: tf.Tensor) -> tf.Tensor:
+        with tf.control_dependencies([tf.identity(tf.train.get_or_create_global_step())]):
+            return tf.identity(ids)
+
+    compiled(rows, of(waits))
 
 
 def test_one_label_under_two_ids_is_refused() -> None:
@@ -172,5 +231,8 @@ def test_one_label_under_two_ids_is_refused() -> None:
 
     with pytest.raises(ModelError, match="is randomised under the ids .* and under .*, which releases it twice"):
         compiled(rows, of(lambda ids: ids + 1000))
+    cut_anew = lambda batch: entropy(sum(told(batch["id"] + k, batch["w"][:, 3]) for k in (0, 9)), batch["w"][:, :3])  # noqa: E731
+    with pytest.raises(ModelError, match="is randomised under the ids .* and under .*, which releases it twice"):
+        compiled(wide, cut_anew)
     compiled(rows, of(lambda ids: tf.reshape(ids, [-1])))
     compiled(rows, of(lambda ids: ids + 1000, name="again"))

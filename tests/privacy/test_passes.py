@@ -124,6 +124,12 @@ def again(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.repeat()
 
 
+def careless(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = False
+    return dataset.with_options(options)
+
+
 def numbers(count: int) -> tf.data.Dataset:
     return tf.data.Dataset.range(count)
 
@@ -142,10 +148,34 @@ def numbers(count: int) -> tf.data.Dataset:
         (lambda: numbers(20).flat_map(lambda i: data().shuffle(40).take(8)).batch(8), "come again for each"),
         (lambda: tf.data.Dataset.zip((again(numbers(8)), numbers(10**6))).map(lambda i, j: tf.gather(X, i)).batch(8),
          "ZipDataset joins numbers that RepeatDataset repeats with others"),
+        (lambda: again(data().window(15).flat_map(lambda each: each.batch(8, drop_remainder=True))), "leaves out"),
+        (lambda: again(data().batch(30, drop_remainder=True).unbatch().batch(8)), "leaves out rows of each pass"),
+        (lambda: again(data().apply(tf.data.experimental.group_by_window(
+            lambda x: tf.cast(x[0] > 0, tf.int64), lambda key, each: each.batch(8, drop_remainder=True), 8))),
+         "leaves out rows of each group"),
+        (lambda: again(data().batch(8)).map(lambda x: x * 1.0, 4, deterministic=False), "in which they are ready"),
+        (lambda: careless(again(data().batch(8)).map(lambda x: x * 1.0, 4)), "in which they are ready, after"),
     ],
 )  # fmt: skip
 def test_parts_of_what_comes_again_have_no_figure(batches, why: str) -> None:
     no_figure(compiled(lambda: read(batches()), plain), why)
+
+
+@pytest.mark.parametrize(
+    ("batches", "config"),
+    [
+        (lambda: data().shuffle(40).repeat().batch(12), {"BATCH_SIZE": 12}),
+        (lambda: data().map(lambda x: x * 1.0, 4, deterministic=False).repeat().batch(12), {"BATCH_SIZE": 12}),
+        (lambda: careless(data().map(lambda x: x * 1.0, 4).repeat().batch(12)), {"BATCH_SIZE": 12}),
+        (lambda: data().shuffle(40).cache().take(30).repeat().batch(12), {"BATCH_SIZE": 12, "NUM_EXAMPLES": 30}),
+        (lambda: data().shuffle(40).repeat().batch(7), {}),  # where 8 are said, of which no batch lies across a seam
+    ],
+    ids=["shuffled", "mapped", "mapped by options", "a cache that is never filled", "smaller batches"],
+)
+def test_a_batch_across_two_passes_in_other_orders_counts_more(batches, config) -> None:
+    twice = spent(lambda: read(batches()), **config)
+    once = spent(lambda: read(data().repeat().batch(config.get("BATCH_SIZE", 7))), **config)
+    assert twice > 1.1 * once
 
 
 def test_a_larger_batch_than_is_said_is_refused() -> None:

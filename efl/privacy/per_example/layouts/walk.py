@@ -224,7 +224,11 @@ class Walk:
                 return [layout] * len(op.outputs)
         known = RULES.get(op.type)
         if known is None:
-            return [Mixed(op, f"nothing is known of what {op.type} does with the rows of a batch")] * len(op.outputs)
+            over_time = op.type.startswith(("TensorList", "TensorArray"))
+            why = f"nothing is known of what {op.type} does with the rows of a batch"
+            if over_time:
+                why += " (of a loop over time? Unroll it: unroll=True of a Keras layer, tf.nn.static_rnn)"
+            return [Mixed(op, why)] * len(op.outputs)
         found = known(op, ins, self)
         layouts = found if isinstance(found, list) else [found] * len(op.outputs)
         if op.type in _KEEP_ELEMENTS:

@@ -1,0 +1,165 @@
+"""Which part of a row of a tensor a label is in: followed to what it was made of, and to what is made of it.
+
+A part is a set of places in a row, counted in its own order; of serialised records a set of fields. It is followed
+through ops that only move numbers, or change each by itself: a label in column 3 is in columns 2 to 5 as well, and not
+in columns 0 to 2. Of any other op it is taken that all of what it gives has the label, and that the label is of all
+that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TypeAlias
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
+
+Part: TypeAlias = frozenset[Hashable] | None  # None: all of it, or nobody knows
+
+_MANY = 1 << 20  # numbers in a row of which no table is made
+_SAME = frozenset({*UNARY, "Cast", "Identity", "StopGradient", "Reshape", "ExpandDims", "Squeeze", "CheckNumerics"})
+
+
+def part_behind(out: tf.Tensor, part: Part, place: int) -> Part:
+    """Of which part of input ``place`` of its op a part of an output is; an empty set where of none."""
+    return _mapped(out, part, place, ahead=False)
+
+
+def part_ahead(out: tf.Tensor, part: Part, place: int) -> Part:
+    """Which part of an output has what is in a part of input ``place`` of its op; an empty set where nothing."""
+    return _mapped(out, part, place, ahead=True)
+
+
+def _mapped(out: tf.Tensor, part: Part, place: int, ahead: bool) -> Part:
+    op = out.op
+    fields = _fields(op)
+    if fields is not None and place == 0:
+        field = fields[list(op.outputs).index(out)]
+        return (None if part is None or field in part else frozenset()) if ahead else frozenset([field])
+    given = op.inputs[place]
+    if (op.type in _SAME and same_rows(op)) or (op.type in BROADCAST and out.shape[1:] == given.shape[1:]):
+        return part if place == 0 or op.type in BROADCAST else None if ahead else frozenset()
+    pairs = _moved(out, place)
+    if pairs is None:
+        return None
+    where, whence = pairs  # places in the output, and of what in the input
+    known, wanted = (whence, where) if ahead else (where, whence)
+    if part is None:
+        return frozenset(wanted)
+    return frozenset(to for of, to in zip(known, wanted) if of in part)
+
+
+def _moved(out: tf.Tensor, place: int) -> tuple[list[int], list[int]] | None:
+    """Places in a row of an output, and the places in a row of an input of which they are; None where nobody knows."""
+    op = out.op
+    given = op.inputs[place]
+    width, sizes = _width(given), [_width(t) for t in op.inputs]
+    if width is None:
+        return None
+    if op.type == "ConcatV2" and out.shape.rank == 2 and tf.get_static_value(op.inputs[-1]) in (1, -1):
+        if None in sizes[:place]:
+            return None
+        first = sum(size for size in sizes[:place] if size is not None)
+        return list(range(first, first + width)), list(range(width))
+    if op.type == "Pack" and given.shape.rank == 1 and op.get_attr("axis") in (1, -1):
+        return [place], [0]
+    if place != {"Split": 1}.get(op.type, 0):
+        return None
+    taken = _cut(out, np.arange(width).reshape(1, *given.shape[1:].as_list()))
+    return None if taken is None else (list(range(taken.size)), np.ravel(taken).tolist())
+
+
+def _width(tensor: tf.Tensor) -> int | None:
+    """How many numbers a row has."""
+    if not tensor.shape.rank:
+        return None
+    count = tensor.shape[1:].num_elements()
+    return None if count is None or count > _MANY else int(count)
+
+
+def same_rows(op: tf.Operation) -> bool:
+    """Whether an op that only gives another shape leaves rows as they are."""
+    if op.type not in ("Reshape", "ExpandDims", "Squeeze"):
+        return True
+    before, after = _width(op.inputs[0]), _width(op.outputs[0])
+    return before is not None and before == after
+
+
+def _fields(op: tf.Operation) -> list[Hashable] | None:
+    """Of each output of a parse, which field of a record it is of; None of another op, or where nobody knows."""
+    if op.type == "DecodeCSV":
+        chosen = list(op.get_attr("select_cols"))
+        return list(chosen or range(len(op.outputs)))
+    if op.type != "ParseExampleV2":
+        return None
+    sparse, dense, ragged = (tf.get_static_value(op.inputs[place]) for place in (2, 3, 4))
+    if sparse is None or dense is None or ragged is None:
+        return None
+    names = [*(list(sparse.ravel()) * 3), *dense.ravel(), *(list(ragged.ravel()) * 2)]
+    return names if len(names) == len(op.outputs) else None
+
+
+def _cut(out: tf.Tensor, table: np.ndarray) -> np.ndarray | None:
+    op = out.op
+    data = {"Split": 1}.get(op.type, 0)
+    constants = [None if place == data else tf.get_static_value(t) for place, t in enumerate(op.inputs)]
+    number = list(op.outputs).index(out)
+    if op.type == "Unpack":
+        axis = op.get_attr("axis") % table.ndim
+        return table if axis == 0 else np.take(table, [number], axis)
+    if op.type in ("Split", "SplitV"):
+        axis = constants[0] if op.type == "Split" else constants[2]
+        sizes = constants[1] if op.type == "SplitV" else None
+        if axis is None or (op.type == "SplitV" and sizes is None):
+            return None
+        axis = int(axis) % table.ndim
+        if axis == 0:
+            return table
+        if sizes is None:
+            return np.split(table, len(op.outputs), axis)[number]
+        if (sizes < 0).any():
+            return None
+        return np.split(table, np.cumsum(sizes)[:-1], axis)[number]
+    if op.type == "StridedSlice":
+        spec = [each for each in constants[1:] if each is not None]
+        return table[_index(op, spec, table.ndim)] if len(spec) == 3 else None  # type: ignore[index]  # of slices too
+    if op.type == "Slice":
+        begin, size = constants[1:]
+        if begin is None or size is None:
+            return None
+        of_row = [slice(b, None if s < 0 else b + s) for b, s in zip(begin[1:], size[1:])]
+        place: tuple[slice, ...] = (slice(None), *of_row)
+        return table[place]
+    if op.type == "GatherV2" and constants[1] is not None and constants[2] is not None:
+        axis = int(constants[2]) % table.ndim
+        return table if axis == 0 else np.take(table, constants[1], axis)
+    return None
+
+
+def _index(op: tf.Operation, spec: list[np.ndarray], axes: int) -> tuple[object, ...]:
+    """The numpy index of a strided slice, of begin, end and strides; all rows, whichever it takes."""
+    begin, end, strides = (list(map(int, np.ravel(each))) for each in spec)
+
+    def has(mask: str, place: int) -> bool:
+        return bool(op.get_attr(mask) >> place & 1)
+
+    index: list[object] = []
+    for place in range(len(begin)):
+        if has("ellipsis_mask", place):
+            index.append(Ellipsis)
+        elif has("new_axis_mask", place):
+            index.append(None)
+        elif has("shrink_axis_mask", place):
+            index.append(begin[place])
+        else:
+            first = None if has("begin_mask", place) else begin[place]
+            last = None if has("end_mask", place) else end[place]
+            index.append(slice(first, last, strides[place]))
+    of_rows = next((place for place, each in enumerate(index) if each is not None), None)
+    if of_rows is not None and index[of_rows] is not Ellipsis:
+        index[of_rows] = slice(None)
+    elif of_rows is not None and sum(each is not None and each is not Ellipsis for each in index) >= axes:
+        index[of_rows + 1] = slice(None)  # the ellipsis stands for no axis
+    return tuple(index)
