@@ -52,8 +52,9 @@ test-oldest: ## Run some tests with the oldest version of every dependency; ARGS
 	@$(MAKE) --silent VENV=$(OLDEST) LOCK=requirements-oldest.lock $(OLDEST)/.efl
 	@$(OLDEST)/bin/python -m pytest -n 2 $(or $(ARGS),$(OLDEST_TESTS))
 
-faults: setup ## Run all runs with faults (cuts, deaths, signals, full disks); a sample of them is in test.
+faults: setup ## Run all runs with faults (cuts, deaths, signals, full disks), and the longest others; test has a sample.
 	@$(BIN)/python -m pytest -n 2 tests/faults --full $(ARGS)
+	@$(BIN)/python -m pytest -n 2 tests --full -m full --ignore=tests/faults $(ARGS)
 
 SOAK_MINUTES ?= 30
 soak: setup ## Train MNIST's model for SOAK_MINUTES (30) under random faults; ARGS="--data DIR" for MNIST itself.

@@ -169,6 +169,7 @@ def test_help(script, tmp_path):
     assert "usage: " in _alone(EXAMPLE / script, tmp_path, "--help")
 
 
+@pytest.mark.full  # and what CI runs after the tests
 def test_the_demo_from_a_fresh_interpreter(tmp_path):
     """Everything at once, as ``make demo`` does it: data, ``efl run``, one process, table, picture."""
     command = [sys.executable, str(MNIST / "demo.py"), "--quick", "--out", "out"]

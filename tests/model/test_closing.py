@@ -42,7 +42,12 @@ ENDING
 
 
 @pytest.mark.parametrize(
-    ("ending", "seconds"), [("", 1.2), ("raise SystemExit(3)", 1.2), ("held._close_session(); assert closed", 25.0)]
+    ("ending", "seconds"),
+    [
+        ("", 1.2),
+        ("raise SystemExit(3)", 1.2),
+        pytest.param("held._close_session(); assert closed", 25.0, marks=pytest.mark.full),
+    ],
 )
 def test_a_session_that_closes_slowly_holds_up_no_training(tmp_path: Path, ending: str, seconds: float) -> None:
     script = SCRIPT.replace("ENDING", ending).replace("SECONDS", str(seconds))
