@@ -52,9 +52,10 @@ test-oldest: ## Run some tests with the oldest version of every dependency; ARGS
 	@$(MAKE) --silent VENV=$(OLDEST) LOCK=requirements-oldest.lock $(OLDEST)/.efl
 	@$(OLDEST)/bin/python -m pytest -n 2 $(or $(ARGS),$(OLDEST_TESTS))
 
+# Whose longest runs test leaves out.
+LONG_TESTS = tests/example/test_programs.py tests/federation/test_encrypted_mnist.py tests/model/test_closing.py
 faults: setup ## Run all runs with faults (cuts, deaths, signals, full disks), and the longest others; test has a sample.
-	@$(BIN)/python -m pytest -n 2 tests/faults --full $(ARGS)
-	@$(BIN)/python -m pytest -n 2 tests --full -m full --ignore=tests/faults $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --full tests/faults $(LONG_TESTS) $(ARGS)
 
 SOAK_MINUTES ?= 30
 soak: setup ## Train MNIST's model for SOAK_MINUTES (30) under random faults; ARGS="--data DIR" for MNIST itself.
