@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import tensorflow.compat.v1 as tf
 
+from efl._dataset_ops import drops_rows, has_attr, number_of
+
 _BATCHES = ("Batch", "PaddedBatch", "ParallelBatch", "MapAndBatch")
 
 
@@ -21,7 +23,7 @@ class PassSize:
       rows: How many rows a pass brings at most; None where nobody knows.
       drops: Whether the last rows of a pass may be left out; None where no batches are made here.
       repeats: Whether it brings pass after pass.
-      shape: Static, of an element's first part.
+      first: The static length of an element's first part, along its first axis; None where it has none.
     """
 
     elements: int | None = None
@@ -29,17 +31,16 @@ class PassSize:
     rows: int | None = None
     drops: bool | None = None
     repeats: bool = False
-    shape: tf.TensorShape = tf.TensorShape(None)  # noqa: RUF009  (it does not change)
+    first: int | None = None
 
     @property
     def rows_in_all(self) -> int | None:
         """As ``rows``, of what an iterator brings: an element that no batch was made of is a batch itself."""
-        first = self.shape[0] if self.shape.rank else None
-        if self.rows is not None and None not in (first, self.each) and first != self.each:
+        if self.rows is not None and None not in (self.first, self.each) and self.first != self.each:
             return None  # what a function has made of the batches is no row for each row
-        if self.rows is not None or self.elements is None or self.each is not None or not self.shape.rank:
+        if self.rows is not None or self.each is not None or self.elements is None or self.first is None:
             return self.rows
-        return None if self.shape[0] is None else self.elements * int(self.shape[0])
+        return self.elements * self.first
 
 
 _UNKNOWN = PassSize()
@@ -47,10 +48,9 @@ _UNKNOWN = PassSize()
 
 def pass_size(tensor: tf.Tensor) -> PassSize:
     """Of what a data set's tensor brings. Of functions that make data sets of elements nothing is known."""
-    shapes = (
-        tensor.op.get_attr("output_shapes") if any(a.name == "output_shapes" for a in tensor.op.op_def.attr) else []
-    )
-    return replace(_pass_size(tensor.op), shape=tf.TensorShape(shapes[0] if shapes else None))
+    shapes = tensor.op.get_attr("output_shapes") if has_attr(tensor.op, "output_shapes") else []
+    shape = tf.TensorShape(shapes[0] if shapes else None)
+    return replace(_pass_size(tensor.op), first=shape[0] if shape.rank else None)
 
 
 def _pass_size(op: tf.Operation) -> PassSize:
@@ -65,7 +65,7 @@ def _pass_size(op: tf.Operation) -> PassSize:
         return PassSize(drops=any(drops) if drops else None, repeats=any(each.repeats for each in behind))
     found = behind[0]
     if kind == "Repeat":
-        return found if _number(op, 1) == 1 else replace(found, repeats=True)
+        return found if number_of(op, 1) == 1 else replace(found, repeats=True)
     if kind in _BATCHES:
         return _in_batches(op, kind, found)
     if kind == "Unbatch":
@@ -73,12 +73,12 @@ def _pass_size(op: tf.Operation) -> PassSize:
     if found.repeats:
         return found
     if kind == "Take":
-        return _taken(found, _number(op, 1))
+        return _taken(found, number_of(op, 1))
     if kind == "Skip" and found.elements is not None:
-        gone = _number(op, 1) or 0
+        gone = number_of(op, 1) or 0
         return _taken(found, max(0, found.elements - gone) if gone >= 0 else 0)
     if kind == "Shard" and found.elements is not None:
-        shards = _number(op, 1)
+        shards = number_of(op, 1)
         return _taken(found, -(-found.elements // shards) if shards else None)
     return found
 
@@ -104,10 +104,9 @@ def _source(op: tf.Operation, kind: str) -> PassSize:
         count = op.inputs[0].shape[0] if op.inputs and op.inputs[0].shape.rank else None
         return PassSize(count)
     if kind == "Range":
-        values = [_number(op, place) for place in range(3)]
-        if None in values:
-            return _UNKNOWN
-        return PassSize(len(range(*values)))  # type: ignore[arg-type]
+        start, stop, step = (number_of(op, place) for place in range(3))
+        if start is not None and stop is not None and step is not None:
+            return PassSize(len(range(start, stop, step)))
     return _UNKNOWN
 
 
@@ -121,10 +120,8 @@ def _taken(found: PassSize, count: int | None) -> PassSize:
 
 
 def _in_batches(op: tf.Operation, kind: str, found: PassSize) -> PassSize:
-    size = _number(op, len(op.inputs) - 3 if kind == "MapAndBatch" else 1)
-    flag = next((t for t in op.inputs if t.dtype == tf.bool), None)
-    value = None if flag is None else tf.get_static_value(flag)
-    drops = flag is not None and (value is None or bool(value))
+    size = number_of(op, len(op.inputs) - 3 if kind == "MapAndBatch" else 1)
+    drops = drops_rows(op)
     elements, rows = None, found.rows
     if found.each is None:  # a row, then
         found, rows = replace(found, each=1), found.elements
@@ -132,8 +129,3 @@ def _in_batches(op: tf.Operation, kind: str, found: PassSize) -> PassSize:
         elements = found.elements // size if drops else -(-found.elements // size)
     each = None if size is None or found.each is None else size * found.each
     return replace(found, elements=elements, each=each, rows=rows, drops=bool(found.drops) or drops)
-
-
-def _number(op: tf.Operation, place: int) -> int | None:
-    value = tf.get_static_value(op.inputs[place])
-    return None if value is None else int(value)

@@ -9,7 +9,8 @@ Needs gmpy2 (the extra ``privacy``); no TensorFlow, no network. Keys and ciphert
 
 from __future__ import annotations
 
-from efl.paillier.array import EncryptedArray, Layout
+from efl.paillier.array import EncryptedArray
 from efl.paillier.keys import PrivateKey, PublicKey
+from efl.paillier.layout import Layout
 
 __all__ = ["EncryptedArray", "Layout", "PrivateKey", "PublicKey"]

@@ -23,77 +23,23 @@ from these and stay here. An array that was only encrypted leaves with the ``lim
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gmpy2 import invert, mpz, powmod
 
-from efl.errors import ConfigError, DataError
+from efl.errors import ConfigError
 from efl.paillier import residues
-from efl.paillier.decryption import decrypted, processors
-from efl.paillier.encoding import (
-    MOST_BITS,
-    bound_of,
-    decode,
-    encode,
-    float_of,
-    integers_of,
-    numbers_of,
-    whole,
-)
+from efl.paillier.encoding import bound_of, encode, float_of, integers_of, whole
+from efl.paillier.layout import Layout, check_room, most_of, objects, packed_of, room_of
 from efl.paillier.masks import Masks, bits_to_hide
 from efl.paillier.multiexp import multiexp
-from efl.paillier.slots import Slots
 
 if TYPE_CHECKING:
-    from efl.paillier.keys import PrivateKey, PublicKey
+    from efl.paillier.keys import PublicKey
 
-_SCALE_BITS = 16
-_LIMIT = 2.0**32
 _FACTOR_BITS = 62  # of an integer in a matrix: with its offset it is an int64
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a receiver has to know of an array, beside the key. Tells nothing of its values.
-
-    The layout of an array that was computed here tells of its operands, in ``bound`` and ``mask_bits``. The one that
-    ``to_bytes`` returns tells nothing of them: see there.
-
-    Attributes:
-      shape: Of the array.
-      scale_bits: Numbers are multiples of ``2**-scale_bits``.
-      bound: The largest magnitude of their integers. As it leaves: of ``limit``; without one, of an array that was
-        computed, the most that its ciphertexts can hold.
-      pack_axis: The axis along which ciphertexts hold several numbers; None: each holds one.
-      slot_bits: Bits for each of several.
-      mask_bits: Of the longest exponent that masks one. As it leaves, of an array that was computed: as many as n has.
-      computed: Whether it was computed, and not masked since. As it leaves: False.
-      foreign: Whether it comes from phe's numbers, which have other masks than this key's.
-    """
-
-    shape: tuple[int, ...]
-    scale_bits: int
-    bound: int
-    pack_axis: int | None
-    slot_bits: int
-    mask_bits: int
-    computed: bool = False
-    foreign: bool = False
-
-    def slots(self, key_bits: int) -> Slots | None:
-        """How numbers lie along ``pack_axis``."""
-        return None if self.pack_axis is None else Slots.fit(self.shape[self.pack_axis], self.slot_bits, key_bits)
-
-    def cells(self, key_bits: int) -> tuple[int, ...]:
-        """The shape of the ciphertexts."""
-        slots = self.slots(key_bits)
-        if slots is None or self.pack_axis is None:
-            return self.shape
-        return (*self.shape[: self.pack_axis], slots.groups, *self.shape[self.pack_axis + 1 :])
 
 
 class EncryptedArray:
@@ -109,7 +55,7 @@ class EncryptedArray:
 
     def __init__(self, public: PublicKey, layout: Layout, cells: np.ndarray) -> None:
         self.public, self.layout, self._cells = public, layout, cells
-        _check(public, layout)
+        check_room(public, layout)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,7 +127,7 @@ class EncryptedArray:
           ConfigError: As for ``*``.
         """
         scale_bits = whole(scale_bits, "scale_bits", "times")
-        return self._times(encode(other, scale_bits, _room(scale_bits), who="times").astype(object), scale_bits)
+        return self._times(encode(other, scale_bits, room_of(scale_bits), who="times").astype(object), scale_bits)
 
     def __matmul__(self, matrix: Any) -> EncryptedArray:
         """The product with an integer matrix: ``[B, d] @ [d, u]``. See ``matmul``.
@@ -211,7 +157,7 @@ class EncryptedArray:
           ConfigError: Shapes or packing do not allow it, or the product would not fit.
         """
         scale_bits = whole(scale_bits, "scale_bits", "matmul")
-        return self._matmul(encode(matrix, scale_bits, _room(scale_bits), who="matmul").astype(object), scale_bits)
+        return self._matmul(encode(matrix, scale_bits, room_of(scale_bits), who="matmul").astype(object), scale_bits)
 
     def sum(self, axis: int = 0) -> EncryptedArray:
         """The sum along an axis along which it is not packed.
@@ -245,7 +191,7 @@ class EncryptedArray:
         more = whole(scale_bits, "scale_bits", "rescale") - self.scale_bits
         if more < 0:
             raise ConfigError(f"rescale({scale_bits}): expected at least the scale that it has, {self.scale_bits} bits")
-        return self._times(_objects([1 << more], ()), more) if more else self
+        return self._times(objects([1 << more], ()), more) if more else self
 
     # ---- what leaves
 
@@ -269,7 +215,7 @@ class EncryptedArray:
         fresh = [cell * masks.draw(bits).finished(n, square) % square for cell in self._cells.ravel()]
         # Masks repeat after as many bits as n has, so this is true whatever the cells were multiplied by.
         leaves = replace(layout, bound=bound, mask_bits=public.bits, computed=False)
-        return EncryptedArray(public, leaves, _objects(fresh, self._cells.shape))
+        return EncryptedArray(public, leaves, objects(fresh, self._cells.shape))
 
     def to_bytes(self, *, limit: float | None = None) -> tuple[np.ndarray, Layout]:
         """The ciphertexts as they may leave: masked, if they were computed.
@@ -341,12 +287,12 @@ class EncryptedArray:
             computed=True,
             foreign=layout.foreign or foreign,
         )
-        _check(self.public, made)
+        check_room(self.public, made)
         return made
 
     def _leaving(self, limit: float | None) -> int:
         """The bound that leaves."""
-        layout, most = self.layout, _most(self.public, self.layout)
+        layout, most = self.layout, most_of(self.public, self.layout)
         if limit is None:
             return most if layout.computed else layout.bound
         bound = bound_of(float_of(limit, "to_bytes"), layout.scale_bits)
@@ -378,10 +324,10 @@ class EncryptedArray:
 
     def _plus_plain(self, other: Any, minus: bool = False) -> EncryptedArray:
         layout, n = self.layout, self.public.n
-        encoded = encode(other, layout.scale_bits, _room(layout.scale_bits), who="-" if minus else "+")
+        encoded = encode(other, layout.scale_bits, room_of(layout.scale_bits), who="-" if minus else "+")
         integers = _spread(-encoded if minus else encoded, layout.shape, "sum")
         made = self._computed(bound=layout.bound + int(np.abs(integers).max(initial=0)))
-        packed = _packed(integers, layout.pack_axis, layout.slots(self.public.bits))
+        packed = packed_of(integers, layout.pack_axis, layout.slots(self.public.bits))
         return EncryptedArray(self.public, made, self._cells * (1 + n * (packed % n)) % self.public.square)
 
     def _times(self, factors: np.ndarray, scale_bits: int) -> EncryptedArray:
@@ -398,7 +344,7 @@ class EncryptedArray:
         made = self._computed(bound=layout.bound * most, multiplier_bits=most.bit_length(), scale_bits=scale_bits)
         spread = np.broadcast_to(factors, self._cells.shape)
         cells = [powmod(cell, each, square) for cell, each in zip(self._cells.ravel(), spread.ravel())]
-        return EncryptedArray(self.public, made, _objects(cells, self._cells.shape))
+        return EncryptedArray(self.public, made, objects(cells, self._cells.shape))
 
     def _matmul(self, matrix: np.ndarray, scale_bits: int) -> EncryptedArray:
         """The product with a matrix of Python's integers at a scale."""
@@ -436,7 +382,7 @@ class EncryptedArray:
             without = invert(powmod(common, offset, square), square)
             products = multiexp(list(bases), exponents, bits, n, self.public.masks.draw().finished(n, square))
             cells += [product.finished(n, square) * without % square for product in products]
-        return EncryptedArray(self.public, made, _objects(cells, (len(self._cells), matrix.shape[1])))
+        return EncryptedArray(self.public, made, objects(cells, (len(self._cells), matrix.shape[1])))
 
     def _axis(self, axis: int, what: str) -> int:
         axes = len(self.shape)
@@ -452,111 +398,6 @@ class EncryptedArray:
         return axis % axes
 
 
-def encrypt(
-    public: PublicKey,
-    values: Any,
-    scale_bits: int | None,
-    limit: float | None,
-    pack_axis: int | None,
-    headroom_bits: int | None,
-    clip: bool,
-) -> EncryptedArray:
-    """See ``PublicKey.encrypt``."""
-    held = numbers_of(values, "encrypt")
-    scale = _SCALE_BITS if held.dtype.kind == "f" else 0
-    if scale_bits is not None:
-        scale = whole(scale_bits, "scale_bits", "encrypt")
-    if pack_axis is not None:
-        pack_axis = whole(pack_axis, "pack_axis", "encrypt")
-    if pack_axis is not None and (limit is None or headroom_bits is None or not -held.ndim <= pack_axis < held.ndim):
-        raise ConfigError(
-            f"encrypt: pack_axis={pack_axis} of shape {list(held.shape)}: expected one of its axes, and limit and "
-            "headroom_bits, from which follows how many numbers a ciphertext holds"
-        )
-    headroom = 0 if headroom_bits is None else whole(headroom_bits, "headroom_bits", "encrypt")
-    if headroom < 0:
-        raise ConfigError(f"encrypt: headroom_bits={headroom}: expected at least 0")
-    largest = float_of(limit, "encrypt") if limit is not None else min(_LIMIT, _room(scale))
-    integers = encode(held, scale, largest, clip)
-    bound = bound_of(largest, scale)
-    axis = None if pack_axis is None else pack_axis % held.ndim
-    slot_bits = 0 if axis is None else bound.bit_length() + headroom + 2
-    layout = Layout(held.shape, scale, bound, axis, slot_bits, public.masks.fresh_bits)
-    packed = _packed(integers, axis, layout.slots(public.bits))
-    cells = public.encrypt_residues(packed.ravel().tolist())
-    return EncryptedArray(public, layout, _objects(cells, packed.shape))
-
-
-def from_bytes(public: PublicKey, rows: np.ndarray, layout: Layout) -> EncryptedArray:
-    """See ``PublicKey.from_bytes``."""
-    shape, width = layout.cells(public.bits), residues.width_of(int(public.square))
-    if rows.dtype != np.uint8 or rows.shape != (math.prod(shape), width):
-        raise DataError(
-            f"encrypted array of shape {list(layout.shape)}: expected {math.prod(shape)} ciphertexts of {width} bytes, "
-            f"got {rows.dtype} {list(rows.shape)}"
-        )
-    cells = residues.from_rows(rows)
-    public.check_ciphertexts(cells, "an encrypted array", of_efl=not layout.foreign)
-    return EncryptedArray(public, layout, _objects(cells, shape))
-
-
-def from_phe(public: PublicKey, numbers: Sequence[Any], limit: float) -> EncryptedArray:
-    """See ``PublicKey.from_phe``."""
-    if any(int(each.public_key.n) != public.n for each in numbers):
-        raise ConfigError("from_phe: a number is encrypted for another key")
-    least = min((each.exponent for each in numbers), default=0)
-    finer = min(least, 0)
-    cells = [powmod(mpz(each.ciphertext()), mpz(16) ** (each.exponent - finer), public.square) for each in numbers]
-    public.check_ciphertexts(cells, "phe's numbers")
-    scale, shape = -4 * finer, (len(cells),)
-    bound = bound_of(float_of(limit, "from_phe"), scale)
-    # A key of no kind has such masks itself.
-    layout = Layout(shape, scale, bound, None, 0, public.bits, computed=True, foreign=bool(public.kind))
-    return EncryptedArray(public, layout, _objects(cells, shape))
-
-
-def decrypt(private: PrivateKey, array: EncryptedArray, exact: bool) -> np.ndarray:
-    """See ``PrivateKey.decrypt``."""
-    if array.public != private.public:
-        raise ConfigError(f"decrypt: encrypted for key {array.public.fingerprint}, not {private.public.fingerprint}")
-    layout, n = array.layout, private.public.n
-    half = n // 2
-    found = decrypted(private, array._cells.ravel().tolist(), "what is to be decrypted", processors())
-    numbers = [each - n if each > half else each for each in found]
-    cells = _objects(numbers, array._cells.shape)
-    slots = layout.slots(private.public.bits)
-    if slots is None or layout.pack_axis is None:
-        integers = cells
-    else:
-        integers = np.empty(layout.shape, object)
-        moved, out = np.moveaxis(cells, layout.pack_axis, -1), np.moveaxis(integers, layout.pack_axis, -1)
-        for index in np.ndindex(moved.shape[:-1]):
-            out[index] = slots.unpack(moved[index])
-    if any(abs(each) > layout.bound for each in integers.ravel()):
-        raise DataError(
-            "decrypt: a number is larger than it can be: the array was not computed as its layout says, or with "
-            "another key"
-        )
-    return _plain(integers) if exact else decode(integers, layout.scale_bits)
-
-
-def _most(public: PublicKey, layout: Layout) -> int:
-    """The largest magnitude that a place can hold."""
-    slots = layout.slots(public.bits)
-    # One bit is left free: what wanders out of its place is met there.
-    return (int(public.n) - 1) // 2 if slots is None else slots.limit // 2 - 1
-
-
-def _check(public: PublicKey, layout: Layout) -> None:
-    if layout.bound > _most(public, layout):
-        room = "one ciphertext" if layout.pack_axis is None else f"slots of {layout.slot_bits} bits"
-        raise ConfigError(
-            f"encrypted numbers could reach {layout.bound.bit_length()} bits, which {room} cannot hold: encrypt "
-            "with more headroom_bits, with a smaller limit or scale_bits, or multiply by smaller numbers; where the "
-            "array was computed by another party, that has to give to_bytes a limit"
-        )
-
-
 def _spread(values: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
     try:
         return np.broadcast_to(values, shape)
@@ -569,28 +410,3 @@ def _spread(values: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray
 
 def _largest(integers: np.ndarray) -> int:
     return max((abs(each) for each in integers.ravel()), default=0)
-
-
-def _plain(integers: np.ndarray) -> np.ndarray:
-    return _objects([int(each) for each in integers.ravel()], integers.shape)
-
-
-def _room(scale_bits: int) -> float:
-    """The largest magnitude of what is encoded at a scale."""
-    return 2.0 ** max(0, MOST_BITS - 1 - scale_bits)
-
-
-def _objects(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
-    made = np.empty(len(values), object)
-    made[:] = values
-    return made.reshape(shape)
-
-
-def _packed(integers: np.ndarray, axis: int | None, slots: Slots | None) -> np.ndarray:
-    if slots is None or axis is None:
-        return _objects([mpz(each) for each in integers.ravel().tolist()], integers.shape)
-    moved = np.moveaxis(integers, axis, -1)
-    packed = np.empty((*moved.shape[:-1], slots.groups), object)
-    for index in np.ndindex(moved.shape[:-1]):
-        packed[index] = slots.pack(moved[index])
-    return np.moveaxis(packed, -1, axis)

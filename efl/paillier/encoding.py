@@ -20,7 +20,14 @@ _log = logging.getLogger("efl")
 MOST_BITS = 62  # of an encoded number, so that it is an int64
 
 
-def encode(values: Any, scale_bits: int, limit: float, clip: bool = False, who: str = "encrypt") -> np.ndarray:
+def encode(
+    values: Any,
+    scale_bits: int,
+    limit: float,
+    clip: bool = False,
+    who: str = "encrypt",
+    remedy: str = "scale them, give a larger limit, or clip=True",
+) -> np.ndarray:
     """Rounds numbers to multiples of ``2**-scale_bits``. Integers are exact.
 
     Args:
@@ -29,6 +36,7 @@ def encode(values: Any, scale_bits: int, limit: float, clip: bool = False, who: 
       limit: The largest magnitude.
       clip: What is larger is clipped, counted and logged; otherwise it is refused.
       who: For messages.
+      remedy: What to do where values are larger than the limit, for messages.
 
     Returns:
       int64, of the shape of ``values``; none is larger than ``bound_of(limit, scale_bits)`` in magnitude.
@@ -50,12 +58,12 @@ def encode(values: Any, scale_bits: int, limit: float, clip: bool = False, who: 
         if not np.isfinite(held).all():
             raise DataError(f"{who}: {np.count_nonzero(~np.isfinite(held))} of {held.size} values are NaN or infinite")
         held = held.astype(np.float64)
-        _told(np.abs(held) > limit, limit, clip, who)
+        _told(np.abs(held) > limit, limit, clip, who, remedy)
         return np.asarray(np.rint(np.clip(held, -limit, limit) * 2.0**scale_bits)).astype(np.int64)
     most = math.floor(limit)  # an integer is larger than the limit where it is larger than this
     above = np.asarray(held > most, bool)
     below = np.asarray(held < -most, bool)
-    _told(above | below, limit, clip, who)
+    _told(above | below, limit, clip, who, remedy)
     edge = math.floor(Fraction(limit) * (1 << scale_bits))
     kept = np.array(held)
     kept[above | below] = 0
@@ -176,12 +184,12 @@ def decode(integers: np.ndarray, scale_bits: int) -> np.ndarray:
     return integers.astype(np.int64) if fits else integers
 
 
-def _told(beyond: np.ndarray, limit: float, clip: bool, who: str) -> None:
+def _told(beyond: np.ndarray, limit: float, clip: bool, who: str, remedy: str) -> None:
     count = np.count_nonzero(beyond)
     if count:
         what = f"{who}: {count} of {beyond.size} values are larger than {limit:g} in magnitude"
         if not clip:
-            raise DataError(f"{what}: scale them, give a larger limit, or clip=True")
+            raise DataError(f"{what}: {remedy}")
         _log.warning("%s, and were clipped", what)
 
 

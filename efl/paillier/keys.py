@@ -28,7 +28,8 @@ from efl.paillier.key_files import PRIVATE, PUBLIC
 from efl.paillier.masks import Masks
 
 if TYPE_CHECKING:
-    from efl.paillier.array import EncryptedArray, Layout
+    from efl.paillier.array import EncryptedArray
+    from efl.paillier.layout import Layout
 
 _log = logging.getLogger("efl")
 LEAST_BITS, MOST_BITS, DEFAULT_BITS = 2048, 8192, 3072
@@ -123,9 +124,9 @@ class PublicKey:
           DataError: A value is NaN, infinite or larger than ``limit``.
           ConfigError: The arguments do not go together.
         """
-        from efl.paillier import array  # which needs keys
+        from efl.paillier import conversions  # which needs keys
 
-        return array.encrypt(self, values, scale_bits, limit, pack_axis, headroom_bits, clip)
+        return conversions.encrypt(self, values, scale_bits, limit, pack_axis, headroom_bits, clip)
 
     def from_bytes(self, rows: np.ndarray, layout: Layout) -> EncryptedArray:
         """An array from what ``EncryptedArray.to_bytes`` gave. What can be computed with it has to fit as anywhere:
@@ -138,9 +139,9 @@ class PublicKey:
         Raises:
           DataError: There are more or fewer ciphertexts than the layout says, or one is none of this key's.
         """
-        from efl.paillier import array
+        from efl.paillier import conversions
 
-        return array.from_bytes(self, rows, layout)
+        return conversions.from_bytes(self, rows, layout)
 
     def from_phe(self, numbers: Sequence[Any], *, limit: float = 2.0**80) -> EncryptedArray:
         """An array ``[count]`` of phe's ``EncryptedNumber`` of this key. What is computed from it has long masks.
@@ -155,9 +156,9 @@ class PublicKey:
         Raises:
           ConfigError: They are of another key.
         """
-        from efl.paillier import array
+        from efl.paillier import conversions
 
-        return array.from_phe(self, numbers, limit)
+        return conversions.from_phe(self, numbers, limit)
 
     # ---- ciphertexts, as numbers
 
@@ -330,7 +331,7 @@ class PrivateKey:
           ConfigError: It was encrypted for another key.
           DataError: A number is outside of the bound that the array came with.
         """
-        from efl.paillier.array import decrypt
+        from efl.paillier.conversions import decrypt
 
         return decrypt(self, array, exact)
 

@@ -9,7 +9,7 @@ that it is given.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -65,10 +65,15 @@ def _moved(out: tf.Tensor, place: int) -> tuple[list[int], list[int]] | None:
         return list(range(first, first + width)), list(range(width))
     if op.type == "Pack" and given.shape.rank == 1 and op.get_attr("axis") in (1, -1):
         return [place], [0]
-    if place != {"Split": 1}.get(op.type, 0):
+    if place != _data_place(op):
         return None
     taken = _cut(out, np.arange(width).reshape(1, *given.shape[1:].as_list()))
     return None if taken is None else (list(range(taken.size)), np.ravel(taken).tolist())
+
+
+def _data_place(op: tf.Operation) -> int:
+    """Which input of an op that cuts is cut."""
+    return 1 if op.type == "Split" else 0
 
 
 def _width(tensor: tf.Tensor) -> int | None:
@@ -103,8 +108,7 @@ def _fields(op: tf.Operation) -> list[Hashable] | None:
 
 def _cut(out: tf.Tensor, table: np.ndarray) -> np.ndarray | None:
     op = out.op
-    data = {"Split": 1}.get(op.type, 0)
-    constants = [None if place == data else tf.get_static_value(t) for place, t in enumerate(op.inputs)]
+    constants = [None if place == _data_place(op) else tf.get_static_value(t) for place, t in enumerate(op.inputs)]
     number = list(op.outputs).index(out)
     if op.type == "Unpack":
         axis = op.get_attr("axis") % table.ndim
@@ -124,7 +128,10 @@ def _cut(out: tf.Tensor, table: np.ndarray) -> np.ndarray | None:
         return np.split(table, np.cumsum(sizes)[:-1], axis)[number]
     if op.type == "StridedSlice":
         spec = [each for each in constants[1:] if each is not None]
-        return table[_index(op, spec, table.ndim)] if len(spec) == 3 else None  # type: ignore[index]  # of slices too
+        if len(spec) < 3:
+            return None
+        index: Any = _index(op, spec, table.ndim)
+        return np.asarray(table[index])
     if op.type == "Slice":
         begin, size = constants[1:]
         if begin is None or size is None:

@@ -171,14 +171,9 @@ class ActiveLayer:
     def _encoded(self, x: np.ndarray) -> np.ndarray:
         from efl.paillier.encoding import encode
 
-        who, limit = f"encrypted layer {self._name!r}: its input", 1 << w.INPUT_LIMIT_BITS
-        beyond = np.count_nonzero(np.abs(x.astype(np.float64)) > limit) if x.dtype.kind in "biuf" else 0
-        if beyond and np.isfinite(x).all() and not self._clip:
-            raise DataError(
-                f"{who}: {beyond} of {x.size} values are larger than {limit} in magnitude: let the layers before it "
-                "keep them smaller (tf.tanh, a normalisation), or give clip=True"
-            )
-        return encode(x, w.INPUT_BITS, float(1 << w.INPUT_LIMIT_BITS), self._clip, who)
+        who = f"encrypted layer {self._name!r}: its input"
+        remedy = "let the layers before it keep them smaller (tf.tanh, a normalisation), or give clip=True"
+        return encode(x, w.INPUT_BITS, float(1 << w.INPUT_LIMIT_BITS), self._clip, who, remedy)
 
     def _rows(self, x: np.ndarray, share: Share) -> np.ndarray:
         """x for the weights' gradient, rounded by chance: small inputs would never move a weight, or always too far."""
