@@ -33,14 +33,17 @@ class PassSize:
     repeats: bool = False
     first: int | None = None
 
-    @property
-    def rows_in_all(self) -> int | None:
-        """As ``rows``, of what an iterator brings: an element that no batch was made of is a batch itself."""
-        if self.rows is not None and None not in (self.first, self.each) and self.first != self.each:
-            return None  # what a function has made of the batches is no row for each row
-        if self.rows is not None or self.each is not None or self.elements is None or self.first is None:
+    def rows_in_all(self, batch_size: int | None) -> int | None:
+        """How many rows a pass brings at most to an iterator, each element of which is a batch.
+
+        Args:
+          batch_size: How many rows a batch has at most, if that is known.
+        """
+        changed = None not in (self.first, self.each) and self.first != self.each
+        if self.rows is not None and not changed:
             return self.rows
-        return self.elements * self.first
+        # Made before, or by a function of what batches were made of.
+        return None if self.elements is None or batch_size is None else self.elements * batch_size
 
 
 _UNKNOWN = PassSize()

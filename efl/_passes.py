@@ -43,8 +43,13 @@ class Passes:
     most_rows: tuple[int, str] | None
 
 
-def passes_of(program: Program) -> Passes:
-    """Looks at the data sets of a task; its sample is built."""
+def passes_of(program: Program, batch_size: int | None) -> Passes:
+    """Looks at the data sets of a task; its sample is built.
+
+    Args:
+      program: Of the task.
+      batch_size: How many rows a batch has at most, if that is known.
+    """
     own = _own(program)
     streams = [
         (handle.name, Walk(handle.graph, sloppy=are_sloppy(each)).stream(each)) for handle, made in own for each in made
@@ -56,7 +61,8 @@ def passes_of(program: Program) -> Passes:
     # Of an iterator that reads several data sets by turns nobody knows which it is.
     sizes = [(handle.name, pass_size(made[0])) for handle, made in own if len(made) == 1]
     drops = [size.drops for _, size in sizes if size.drops is not None]
-    rows = [(size.rows_in_all, name) for name, size in sizes if size.rows_in_all is not None]
+    found = [(size.rows_in_all(batch_size), name) for name, size in sizes]
+    rows = [(count, name) for count, name in found if count is not None]
     return Passes(
         first("twice"), first("straddles"), first("shifted"), any(drops) if drops else None, min(rows) if rows else None
     )

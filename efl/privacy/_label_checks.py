@@ -34,6 +34,7 @@ _log = logging.getLogger("efl")
 _SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"})
 _LOOKUPS = frozenset({"Gather", "GatherV2", "GatherNd", "ResourceGather", "LookupTableFind", "LookupTableFindV2"})
 _CHANGES = ("ReadVariable", "Variable", "VarHandle", "ResourceGather", "Multinomial", "Timestamp")
+_OF_ASSERTIONS = frozenset({"Assert", "Const", "Identity", "NoOp"})
 _RESHAPES = frozenset({"Cast", "Reshape", "ExpandDims", "Squeeze", "Identity", "StopGradient"})
 _SOURCES = ("IteratorGetNext", "Placeholder", "PyFunc", "EagerPyFunc", "QueueDequeue", "ReaderRead", "OptionalGetValue")
 # Inputs whose numbers do not decide how large an output is: others choose entries, or say sizes and axes. Of an op that
@@ -81,7 +82,7 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
     randomisers = {use.op: use.who for use in known}
     for use in uses:
         assert use.labels is not None
-        sources = _sources_of(use.labels)
+        sources = _sources_of(use)
         root = next(iter(sources.values()))[0]
         _check_ids(use, sources, known)
         reached = _reached(sources.values(), {(op, 1) for op in randomisers})
@@ -116,7 +117,7 @@ def _check_ids(use: LabelUse, sources: Mapping[object, tuple[tf.Tensor, Part]], 
     Raises:
       ModelError: Ids are computed from what changes, or two uses of one name take one label under different ids.
     """
-    assert use.op is not None and use.labels is not None
+    assert use.op is not None
     ids = use.op.inputs[0]
     for op in _computed_from(ids):
         if _changes(op):
@@ -129,11 +130,11 @@ def _check_ids(use: LabelUse, sources: Mapping[object, tuple[tf.Tensor, Part]], 
         if other is use or other.question.name != use.question.name or other.op is None or other.labels is None:
             continue
         theirs = other.op.inputs[0]
-        if _plain(theirs) is not _plain(ids) and _overlap(sources, _sources_of(other.labels)):
+        if _plain(theirs) is not _plain(ids) and _overlap(sources, _sources_of(other)):
             raise ModelError(
-                f"{use.who}: the label {use.labels.name} is randomised under the ids {ids.name} and under "
-                f"{theirs.name}, which releases it twice: take the same ids everywhere, or give the second use another "
-                "name="
+                f"{use.who}: the label {next(iter(sources.values()))[0].name} is randomised under the ids {ids.name} "
+                f"and under {theirs.name}, which releases it twice: take the same ids everywhere, or give the second "
+                "use another name="
             )
 
 
@@ -178,8 +179,10 @@ def _plain(tensor: tf.Tensor) -> tf.Tensor:
     return tensor
 
 
-def _sources_of(labels: tf.Tensor) -> dict[object, tuple[tf.Tensor, Part]]:
+def _sources_of(use: LabelUse) -> dict[object, tuple[tf.Tensor, Part]]:
     """The tensors as which what a label is made of comes into the graph, and which part of a row of each it is."""
+    assert use.op is not None and use.labels is not None
+    labels, ids = use.labels, _plain(use.op.inputs[0])
     parts: dict[object, Part] = {}
     found: dict[object, tf.Tensor] = {}
     stack: list[tuple[tf.Tensor, Part]] = [(labels, None)]
@@ -191,7 +194,8 @@ def _sources_of(labels: tf.Tensor) -> dict[object, tuple[tf.Tensor, Part]]:
         before = [place for place, t in enumerate(op.inputs) if _is_of_batch(t)]
         # A row that is read by itself may be a single number.
         before = before or [place for place, t in enumerate(op.inputs) if _is_of_batch(t, scalars=True)]
-        looked_up = op.type in _LOOKUPS and 0 not in before  # the label is in what is looked up, not in where
+        # What is looked up by the row's id is the label, and the id is not. (A label that a table maps is an index.)
+        looked_up = op.type in _LOOKUPS and 0 not in before and _plain(op.inputs[1]) is ids
         if not before or looked_up or op.type.startswith(_SOURCES):
             found[tensor.ref()] = tensor
             continue
@@ -263,6 +267,17 @@ def _keeps_sizes(op: tf.Operation, number: int) -> bool:
     return op.type in _ALIKE or number in _NO_SIZES.get(op.type, ())
 
 
+def _asserts(op: tf.Operation) -> bool:
+    """Whether an op only ends the step where something does not hold."""
+    if op.type not in ("If", "StatelessIf"):
+        return op.type == "Assert"
+    for branch in ("then_branch", "else_branch"):
+        held = op.graph._get_function(op.get_attr(branch).name)
+        if held is None or not {node.op for node in held.cached_definition.node_def} <= _OF_ASSERTIONS:
+            return False
+    return True
+
+
 def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:
     """By what a label leaves a step of a program, in words; empty where it does not."""
     if program.op is None:
@@ -276,6 +291,6 @@ def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:
     runs = set(ancestors(program.op, *told)).difference(_beside.notes())
     for op in reached:
         tells = op._is_stateful or op.type == "PyFuncStateless"
-        if op in runs and tells and op.type != "Assert" and "AssertGuard" not in op.name:
+        if op in runs and tells and not _asserts(op):
             return f"the operation {op.name!r} ({op.type})"
     return ""

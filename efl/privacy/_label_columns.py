@@ -39,7 +39,9 @@ def _mapped(out: tf.Tensor, part: Part, place: int, ahead: bool) -> Part:
         field = fields[list(op.outputs).index(out)]
         return (None if part is None or field in part else frozenset()) if ahead else frozenset([field])
     given = op.inputs[place]
-    if (op.type in _SAME and same_rows(op)) or (op.type in BROADCAST and out.shape[1:] == given.shape[1:]):
+    if (op.type in _SAME and same_rows(op)) or (
+        op.type in BROADCAST and _width(out) is not None and out.shape[1:] == given.shape[1:]
+    ):
         return part if place == 0 or op.type in BROADCAST else None if ahead else frozenset()
     pairs = _moved(out, place)
     if pairs is None:
@@ -139,7 +141,12 @@ def _cut(out: tf.Tensor, table: np.ndarray) -> np.ndarray | None:
         of_row = [slice(b, None if s < 0 else b + s) for b, s in zip(begin[1:], size[1:])]
         place: tuple[slice, ...] = (slice(None), *of_row)
         return table[place]
-    if op.type == "GatherV2" and constants[1] is not None and constants[2] is not None:
+    if (
+        op.type == "GatherV2"
+        and not op.get_attr("batch_dims")
+        and constants[1] is not None
+        and constants[2] is not None
+    ):
         axis = int(constants[2]) % table.ndim
         return table if axis == 0 else np.take(table, constants[1], axis)
     return None

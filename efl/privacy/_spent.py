@@ -38,10 +38,9 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "
             "(efl.DPAdamGaussianOptimizer …) or on randomised labels (efl.privacy.LabelDP) first"
         )
-    is_federal = (
-        getattr(model, "communicator", None) is not None
-    )  # a role alone, given to a model of one party, is none
-    role = model.settings.federal_role if is_federal and model.settings.federal_role else "model"
+    # A role alone, given to a model of one party, makes no federation of it.
+    is_federal = hasattr(model, "communicator")
+    role = (model.settings.federal_role or "model") if is_federal else "model"
     own = Party(
         role,
         updates=_streams(phases, UPDATE),

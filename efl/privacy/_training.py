@@ -174,7 +174,8 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
             f"opt_config BATCH_SIZE: {config.batch_size}, but the reader of {name} has batch_size={read[0]}, from "
             "which follows how often a row takes part: leave BATCH_SIZE out"
         )
-    passes = _passes.passes_of(program)
+    batch_size = config.batch_size or _batch_size(program)
+    passes = _passes.passes_of(program, batch_size)
     most = passes.most_rows
     if config.num_examples and most is not None and most[0] < config.num_examples:
         raise ConfigError(
@@ -198,7 +199,7 @@ def note_conditions(model: Model, program: Program, group: str, kind: str, **mor
         more["shifted"] = True
     model._noise.conditions[group] = {
         "kind": kind,
-        "batch_size": config.batch_size or _batch_size(program),
+        "batch_size": batch_size,
         "num_examples": config.num_examples,
         "drop_remainder": _drops(program, passes),
         "poisson": are_samples(program),

@@ -145,6 +145,32 @@ def test_a_label_that_is_cut_out_of_a_wider_tensor(case: str) -> None:
         compiled(wide, of_cut(cut, used))
 
 
+def test_a_label_that_a_table_maps_and_one_that_is_looked_up_by_id() -> None:
+    def of(label: Callable[[dict[str, tf.Tensor]], tf.Tensor], used: str) -> Loss:
+        return lambda batch: (
+            entropy(told(batch["id"], label(batch)) if used == "told" else batch["y"], batch["x"])
+            + 0.0 * (tf.cast(told(batch["id"], label(batch)), tf.float32))
+        )
+
+    mapped = lambda batch: tf.gather(tf.constant([1, 0], tf.int64), batch["y"])  # noqa: E731
+    looked_up = lambda batch: tf.gather(tf.constant(Y), batch["id"])  # noqa: E731
+    compiled(rows, of(mapped, "told"))
+    compiled(rows, of(looked_up, "told"))
+    with pytest.raises(ModelError, match="the label itself .* is used in train for the loss"):
+        compiled(rows, of(mapped, "raw"))
+
+
+def test_what_only_looks_like_an_assertion_is_none() -> None:
+    def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        tells = lambda: tf.numpy_function(lambda y: y, [batch["y"]], tf.int64)  # noqa: E731
+        guard = tf.cond(tf.reduce_any(batch["y"] > 9), tells, lambda: batch["y"], name="AssertGuard")
+        with tf.control_dependencies([guard]):
+            return entropy(told(batch["id"], batch["y"]), tf.identity(batch["x"]))
+
+    with pytest.raises(ModelError, match="the label itself .* is used in train for the operation"):
+        compiled(rows, loss)
+
+
 def test_a_label_that_is_parsed_twice() -> None:
     with pytest.raises(ModelError, match="the label itself .* is used in train for the loss"):
         compiled(records, of_parse({"y": FIELDS["y"]}))

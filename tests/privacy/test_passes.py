@@ -94,6 +94,15 @@ def test_both_parties_count_as_many_passes(tmp_path) -> None:
         (lambda: tf.data.Dataset.range(9).map(lambda i: tf.gather(X, i)).batch(8), 9),
         (lambda: tf.data.Dataset.zip((tf.data.Dataset.range(9), data())).map(lambda i, x: x).batch(8), 9),
         (lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).take(2), 16),
+        (
+            lambda: (
+                tf.data.Dataset.from_tensor_slices(X.reshape(10, 4, 3))
+                .batch(2)
+                .take(3)
+                .map(lambda x: tf.reshape(x, [8, 3]))
+            ),
+            24,
+        ),
     ],
 )
 def test_a_pass_of_fewer_rows_than_are_said_is_refused(pass_of, most: int) -> None:
@@ -113,8 +122,10 @@ def test_a_pass_of_fewer_rows_than_are_said_is_refused(pass_of, most: int) -> No
         lambda: tf.data.Dataset.range(4).flat_map(lambda i: tf.data.Dataset.from_tensor_slices(
             tf.gather(X.reshape(4, 10, 3), i)).skip(0)).batch(8).repeat(),
         lambda: data().repeat().batch(8).take(100),
+        lambda: tf.data.Dataset.from_tensor_slices(X.reshape(10, 4, 3)).batch(2).map(
+            lambda x: tf.reshape(x, [8, 3])).repeat(),
     ],
-    ids=["made before", "chosen", "unbatched", "unbatched and repeated", "shards", "parts", "steps"],
+    ids=["made before", "chosen", "unbatched", "unbatched and repeated", "shards", "parts", "steps", "chunks"],
 )  # fmt: skip
 def test_batches_that_were_made_before_have_a_figure(batches) -> None:
     assert spent(lambda: read(batches())) == pytest.approx(taken(STEPS // 5))
