@@ -27,7 +27,7 @@ from gmpy2 import mpz
 
 from efl.paillier import PrivateKey
 from efl.paillier.engine import Engine
-from efl.paillier.keys import SUBGROUP
+from efl.paillier.public_key import SUBGROUP
 from efl.paillier.scheme import Ciphertexts, PrivatePaillier
 from efl.protocol import Kind
 

@@ -10,7 +10,8 @@ Needs gmpy2 (the extra ``privacy``); no TensorFlow, no network. Keys and ciphert
 from __future__ import annotations
 
 from efl.paillier.array import EncryptedArray
-from efl.paillier.keys import PrivateKey, PublicKey
 from efl.paillier.layout import Layout
+from efl.paillier.private_key import PrivateKey
+from efl.paillier.public_key import PublicKey
 
 __all__ = ["EncryptedArray", "Layout", "PrivateKey", "PublicKey"]

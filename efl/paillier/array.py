@@ -37,7 +37,7 @@ from efl.paillier.masks import Masks, bits_to_hide
 from efl.paillier.multiexp import multiexp
 
 if TYPE_CHECKING:
-    from efl.paillier.keys import PublicKey
+    from efl.paillier.public_key import PublicKey
 
 _FACTOR_BITS = 62  # of an integer in a matrix: with its offset it is an int64
 

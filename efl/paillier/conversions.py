@@ -17,7 +17,8 @@ from efl.paillier.encoding import bound_of, decode, encode, float_of, numbers_of
 from efl.paillier.layout import Layout, objects, packed_of, room_of
 
 if TYPE_CHECKING:
-    from efl.paillier.keys import PrivateKey, PublicKey
+    from efl.paillier.private_key import PrivateKey
+    from efl.paillier.public_key import PublicKey
 
 _SCALE_BITS = 16
 _LIMIT = 2.0**32

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gmpy2 import mpz
 
 if TYPE_CHECKING:
-    from efl.paillier.keys import PrivateKey
+    from efl.paillier.private_key import PrivateKey
 
 _AT_ONCE = 32  # a tenth of a second
 

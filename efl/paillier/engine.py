@@ -21,7 +21,7 @@ from efl.errors import ConfigError
 from efl.paillier import kernels, multiexp, residues
 from efl.paillier.decryption import processors
 from efl.paillier.factored import Product
-from efl.paillier.keys import PublicKey
+from efl.paillier.public_key import PublicKey
 from efl.paillier.worker import products_of
 from efl.paillier.workers import Pool, acquire, release
 

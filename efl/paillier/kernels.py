@@ -11,8 +11,8 @@ import numpy as np
 from gmpy2 import mpz, powmod
 
 from efl.paillier.factored import Product
-from efl.paillier.keys import PublicKey
 from efl.paillier.multiexp import multiexp
+from efl.paillier.public_key import PublicKey
 
 
 def masks(public: PublicKey, count: int, bits: int) -> list[mpz]:

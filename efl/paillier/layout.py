@@ -14,7 +14,7 @@ from efl.paillier.encoding import MOST_BITS
 from efl.paillier.slots import Slots
 
 if TYPE_CHECKING:
-    from efl.paillier.keys import PublicKey
+    from efl.paillier.public_key import PublicKey
 
 
 @dataclass(frozen=True)

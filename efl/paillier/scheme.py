@@ -14,8 +14,8 @@ from efl.paillier import packing, residues
 from efl.paillier.decryption import decrypted
 from efl.paillier.engine import Engine
 from efl.paillier.factored import Product
-from efl.paillier.keys import PrivateKey
 from efl.paillier.masks import HIDING_BITS, bits_to_hide
+from efl.paillier.private_key import PrivateKey
 from efl.paillier.slots import Slots
 
 _MULTIPLIER_BITS = 62  # of a share

@@ -20,7 +20,7 @@ from gmpy2 import mpz
 
 from efl.paillier import frames, kernels, residues
 from efl.paillier.factored import Product
-from efl.paillier.keys import SUBGROUP, PublicKey
+from efl.paillier.public_key import SUBGROUP, PublicKey
 
 _LOOK_SECONDS = 1.0
 

@@ -25,7 +25,7 @@ from gmpy2 import mpz
 
 from efl.errors import EflError
 from efl.paillier import frames, residues
-from efl.paillier.keys import PublicKey
+from efl.paillier.public_key import PublicKey
 from efl.paillier.worker import key_frame
 
 _log = logging.getLogger("efl")

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from efl.cli import main
 from efl.paillier import PrivateKey, PublicKey
-from efl.paillier.keys import DEFAULT_BITS
+from efl.paillier.private_key import DEFAULT_BITS
 
 phe = pytest.importorskip("phe")
 SCRIPT = Path(__file__).resolve().parents[2] / "example/entropy_mnist/generate_paillier_keypair.py"
