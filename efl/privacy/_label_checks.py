@@ -13,7 +13,7 @@ Sizes tell nothing of labels where they are those of the batch; those of what a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow.compat.v1 as tf
@@ -22,7 +22,8 @@ from efl._program import Program, ancestors
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy import _beside
-from efl.privacy._label_columns import Part, part_ahead, part_behind
+from efl.privacy._label_columns import Part, part_ahead
+from efl.privacy._label_sources import SIZES, Sources, add, changes, computed_from, plain, sources_of
 from efl.privacy._label_use import LabelUse
 from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
 
@@ -30,13 +31,7 @@ if TYPE_CHECKING:
     from efl.model import Model
 
 _log = logging.getLogger("efl")
-# Ops that tell how large a tensor is, and nothing of what is in it.
-_SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"})
-_LOOKUPS = frozenset({"Gather", "GatherV2", "GatherNd", "ResourceGather", "LookupTableFind", "LookupTableFindV2"})
-_CHANGES = ("ReadVariable", "Variable", "VarHandle", "ResourceGather", "Multinomial", "Timestamp")
 _OF_ASSERTIONS = frozenset({"Assert", "Const", "Identity", "NoOp"})
-_RESHAPES = frozenset({"Cast", "Reshape", "ExpandDims", "Squeeze", "Identity", "StopGradient"})
-_SOURCES = ("IteratorGetNext", "Placeholder", "PyFunc", "EagerPyFunc", "QueueDequeue", "ReaderRead", "OptionalGetValue")
 # Inputs whose numbers do not decide how large an output is: others choose entries, or say sizes and axes. Of an op that
 # is in none of these it is taken that every input does.
 _NO_SIZES: dict[str, tuple[int, ...]] = {
@@ -82,36 +77,36 @@ def check(model: Model, uses: Sequence[LabelUse], known: Iterable[LabelUse]) -> 
     randomisers = {use.op: use.who for use in known}
     for use in uses:
         assert use.labels is not None
-        sources = _sources_of(use)
-        root = next(iter(sources.values()))[0]
+        sources = sources_of(use)
         _check_ids(use, sources, known)
-        reached = _reached(sources.values(), {(op, 1) for op in randomisers})
+        reached = _reached(sources.found.values(), {(op, 1) for op in randomisers})
         asked = [who for op, who in randomisers.items() if op in reached]
         if asked:
             raise ModelError(
-                f"{use.who}: sample ids or prior of {asked[0]} are made from the label itself ({root.name}), so "
+                f"{use.who}: sample ids or prior of {asked[0]} are made from the label itself ({sources.name}), so "
                 "nothing is promised of it: they have to be known without it"
             )
         for program in model._programs.values():
-            found = _leaves(program, reached)
+            found = _leaves(program, reached, sources.makers)
             if found and program.scope.mode is MODE.TRAIN:
                 raise ModelError(
-                    f"{use.who}: the label itself ({root.name}) is used in {program.scope.wire} for {found}, not only "
-                    "the randomised one, so nothing is promised of it. Use what was returned in its place; metrics of "
-                    "training rows too. (Is something else in the same tensor? Let the input split it before)"
+                    f"{use.who}: the label itself ({sources.name}) is used in {program.scope.wire} for {found}, not "
+                    "only the randomised one, so nothing is promised of it. Use what was returned in its place; "
+                    "metrics of training rows too. (Is something else in the same tensor, or made by the same Python "
+                    "function? Let the input split it before)"
                 )
             if found:
                 _log.warning(
                     "%s: the label itself (%s) is used in %s for %s: whatever of this is published, of rows that are "
                     "trained on, is outside the promise",
                     use.who,
-                    root.name,
+                    sources.name,
                     program.scope.wire,
                     found,
                 )
 
 
-def _check_ids(use: LabelUse, sources: Mapping[object, tuple[tf.Tensor, Part]], known: Iterable[LabelUse]) -> None:
+def _check_ids(use: LabelUse, sources: Sources, known: Iterable[LabelUse]) -> None:
     """Looks whether a row can have several ids, under each of which its label would be released anew.
 
     Raises:
@@ -119,8 +114,8 @@ def _check_ids(use: LabelUse, sources: Mapping[object, tuple[tf.Tensor, Part]], 
     """
     assert use.op is not None
     ids = use.op.inputs[0]
-    for op in _computed_from(ids):
-        if _changes(op):
+    for op in computed_from(ids):
+        if changes(op):
             raise ModelError(
                 f"{use.who}: sample ids depend on {op.name} ({op.type}), which changes while the model is trained. A "
                 "row that comes under a new id has its label released once more, without end: hand over ids that the "
@@ -130,100 +125,20 @@ def _check_ids(use: LabelUse, sources: Mapping[object, tuple[tf.Tensor, Part]], 
         if other is use or other.question.name != use.question.name or other.op is None or other.labels is None:
             continue
         theirs = other.op.inputs[0]
-        if _plain(theirs) is not _plain(ids) and _overlap(sources, _sources_of(other)):
+        if plain(theirs) is not plain(ids) and _overlap(sources, sources_of(other)):
             raise ModelError(
-                f"{use.who}: the label {next(iter(sources.values()))[0].name} is randomised under the ids {ids.name} "
+                f"{use.who}: the label {sources.name} is randomised under the ids {ids.name} "
                 f"and under {theirs.name}, which releases it twice: take the same ids everywhere, or give the second "
                 "use another name="
             )
 
 
-def _computed_from(tensor: tf.Tensor) -> Iterator[tf.Operation]:
-    """The ops whose numbers a tensor is made of, up to where they come into the graph; not those that it waits for."""
-    seen, stack = {tensor.op}, [tensor.op]
-    while stack:
-        op = stack.pop()
-        yield op
-        if not op.type.startswith(_SOURCES) and op.type not in _SIZES:
-            stack += [t.op for t in op.inputs if t.op not in seen]
-            seen.update(t.op for t in op.inputs)
-
-
-def _changes(op: tf.Operation) -> bool:
-    """Whether an op may give something else in every step, of the same rows."""
-    if op.type.startswith(_SOURCES):
-        return False
-    if op.type.endswith("PartitionedCall"):
-        held = op.graph._get_function(op.get_attr("f").name)
-        return held is not None and any(_is_fickle(node.op) for node in held.cached_definition.node_def)
-    return _is_fickle(op.type)
-
-
-def _is_fickle(kind: str) -> bool:
-    return kind.startswith(_CHANGES) or "Random" in kind
-
-
-def _overlap(one: Mapping[object, tuple[tf.Tensor, Part]], other: Mapping[object, tuple[tf.Tensor, Part]]) -> bool:
+def _overlap(one: Sources, other: Sources) -> bool:
     """Whether two labels have something in common that they are made of."""
-    for ref in one.keys() & other.keys():
-        mine, theirs = one[ref][1], other[ref][1]
+    for ref in one.found.keys() & other.found.keys():
+        mine, theirs = one.found[ref][1], other.found[ref][1]
         if mine is None or theirs is None or mine & theirs:
             return True
-    return False
-
-
-def _plain(tensor: tf.Tensor) -> tf.Tensor:
-    """Whose numbers a tensor has, in another shape or dtype at most."""
-    while tensor.op.type in _RESHAPES:
-        tensor = tensor.op.inputs[0]
-    return tensor
-
-
-def _sources_of(use: LabelUse) -> dict[object, tuple[tf.Tensor, Part]]:
-    """The tensors as which what a label is made of comes into the graph, and which part of a row of each it is."""
-    assert use.op is not None and use.labels is not None
-    labels, ids = use.labels, _plain(use.op.inputs[0])
-    parts: dict[object, Part] = {}
-    found: dict[object, tf.Tensor] = {}
-    stack: list[tuple[tf.Tensor, Part]] = [(labels, None)]
-    while stack:
-        tensor, part = stack.pop()
-        if not _adds(parts, tensor, part):
-            continue
-        op = tensor.op
-        before = [place for place, t in enumerate(op.inputs) if _is_of_batch(t)]
-        # A row that is read by itself may be a single number.
-        before = before or [place for place, t in enumerate(op.inputs) if _is_of_batch(t, scalars=True)]
-        # What is looked up by the row's id is the label, and the id is not. (A label that a table maps is an index.)
-        looked_up = op.type in _LOOKUPS and 0 not in before and _plain(op.inputs[1]) is ids
-        if not before or looked_up or op.type.startswith(_SOURCES):
-            found[tensor.ref()] = tensor
-            continue
-        stack += [(op.inputs[place], part_behind(tensor, parts[tensor.ref()], place)) for place in before]
-    return {ref: (tensor, parts[ref]) for ref, tensor in found.items()}
-
-
-def _adds(parts: dict[object, Part], tensor: tf.Tensor, part: Part) -> bool:
-    """Adds to what of a tensor is known; whether that is more than before."""
-    old = parts.get(tensor.ref(), frozenset())
-    new = None if old is None or part is None else old | part
-    parts[tensor.ref()] = new
-    return new != old
-
-
-def _is_of_batch(tensor: tf.Tensor, scalars: bool = False) -> bool:
-    """Whether a tensor's values depend on those of a batch; with ``scalars`` also on a single number that is read."""
-    seen, stack = {tensor.op}, [tensor]
-    while stack:
-        here = stack.pop()
-        if here.op.type in _SIZES:
-            continue
-        if here.op.type.startswith(_SOURCES) and (scalars or here.shape.rank != 0):  # a number may be a rate, or a flag
-            return True
-        for before in here.op.inputs:
-            if before.op not in seen:
-                seen.add(before.op)
-                stack.append(before)
     return False
 
 
@@ -234,14 +149,14 @@ def _reached(
     found: dict[tf.Operation, None] = {}
     sized: set[object] = set()  # tensors whose size follows from these values
     parts: dict[object, Part] = {}
-    frontier = [tensor for tensor, part in sources if _adds(parts, tensor, part)]
+    frontier = [tensor for tensor, part in sources if add(parts, tensor, part)]
     while frontier:
         following: dict[object, tf.Tensor] = {}
         for tensor in frontier:
             is_sized, part = tensor.ref() in sized, parts[tensor.ref()]
             for op in dict.fromkeys(tensor.consumers()):
                 handed = [number for number, t in enumerate(op.inputs) if t is tensor]
-                if (op.type in _SIZES and not is_sized) or all((op, number) in may_have for number in handed):
+                if (op.type in SIZES and not is_sized) or all((op, number) in may_have for number in handed):
                     continue
                 decides = is_sized or not all(_keeps_sizes(op, number) for number in handed)
                 if not op.outputs:
@@ -249,7 +164,7 @@ def _reached(
                 for out in op.outputs:
                     more = [None] if is_sized else [part_ahead(out, part, number) for number in handed]
                     more = [each for each in more if each is None or each]
-                    grows = sum(_adds(parts, out, each) for each in more) > 0
+                    grows = sum(add(parts, out, each) for each in more) > 0
                     if decides and more and not out.shape.is_fully_defined():
                         grows = grows or out.ref() not in sized
                         sized.add(out.ref())
@@ -278,7 +193,7 @@ def _asserts(op: tf.Operation) -> bool:
     return True
 
 
-def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:
+def _leaves(program: Program, reached: dict[tf.Operation, None], makers: frozenset[tf.Operation]) -> str:
     """By what a label leaves a step of a program, in words; empty where it does not."""
     if program.op is None:
         return ""
@@ -290,7 +205,7 @@ def _leaves(program: Program, reached: dict[tf.Operation, None]) -> str:
             return what
     runs = set(ancestors(program.op, *told)).difference(_beside.notes())
     for op in reached:
-        tells = op._is_stateful or op.type == "PyFuncStateless"
-        if op in runs and tells and not _asserts(op):
+        tells = op.type == "PyFuncStateless" or (op._is_stateful and not op.type.startswith("LookupTableFind"))
+        if op in runs and tells and op not in makers and not _asserts(op):
             return f"the operation {op.name!r} ({op.type})"
     return ""
