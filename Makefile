@@ -53,7 +53,7 @@ test-oldest: ## Run some tests with the oldest version of every dependency; ARGS
 	@$(OLDEST)/bin/python -m pytest -n 2 $(or $(ARGS),$(OLDEST_TESTS))
 
 # Whose longest runs test leaves out.
-LONG_TESTS = tests/example/test_programs.py tests/example/test_entropy_mnist.py tests/federation/test_encrypted_mnist.py tests/model/test_closing.py
+LONG_TESTS = tests/example/test_programs.py tests/example/test_entropy_mnist.py tests/federation/test_encrypted_mnist.py tests/model/test_closing.py tests/test_benchmarks.py
 faults: setup ## Run all runs with faults (cuts, deaths, signals, full disks), and the longest others; test has a sample.
 	@$(BIN)/python -m pytest -n 2 --full tests/faults $(LONG_TESTS) $(ARGS)
 

@@ -36,6 +36,7 @@ def test_serialising_a_step_of_the_split_model_is_measured(benchmark_modules):
     assert 0 < mnist_split.serialise_ms() < 1000
 
 
+@pytest.mark.full
 def test_the_split_model_is_measured_over_efls_link_and_over_a_bare_stream_and_with_privacy(data):
     import dp_split
     import mnist_split
@@ -67,6 +68,7 @@ def test_private_steps_with_large_tables_are_measured(benchmark_modules):
     assert found["none"][1] == 1.0 and found["waiting"][0] > 0 and found["whole"][0] > 0
 
 
+@pytest.mark.full
 def test_a_line_that_delays_is_measured(data):
     import round_trip
 
@@ -76,6 +78,7 @@ def test_a_line_that_delays_is_measured(data):
     assert "| small, memory: far beyond local, a step | " in text
 
 
+@pytest.mark.full
 def test_a_checkpoint_and_a_resume_are_measured(data, tmp_path):
     import checkpoint
 
