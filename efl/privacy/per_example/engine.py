@@ -208,10 +208,10 @@ class PerExample:
           0 where it was not wanted (and then costs nothing).
         """
         walk = self.groups.walk
-        weights = tf.random.uniform(tf.cast(walk.size, tf.int32)[tf.newaxis], -1.5, 1.5)
         alone = Groups(walk, 1, walk.size)
-        # What an untaken branch of a Switch feeds is never computed: neither is the backward pass behind it.
-        skipped, taken = tf.raw_ops.Switch(data=weights, pred=wanted)
+        # What an untaken branch of a Switch feeds is never computed: neither weights nor the backward pass behind them.
+        skipped, size = tf.raw_ops.Switch(data=tf.cast(walk.size, tf.int32), pred=wanted)
+        taken = tf.ensure_shape(tf.random.uniform(size[tf.newaxis], -1.5, 1.5), [walk.static_size])
         grads = [g * tf.cast(alone.spread(taken, g, Rows(0)), g.dtype) for g in self._grad_ys]
         again = tf.gradients(self._ys, self._outputs, grad_ys=grads)
         worst = [tf.zeros([])]
@@ -220,7 +220,7 @@ class PerExample:
             largest = tf.reduce_max(tf.abs(tf.cast(expected, tf.float32)))
             off = tf.reduce_max(tf.abs(tf.cast(other - expected, tf.float32)))
             worst.append(off / tf.maximum(largest, 1e-30))
-        return tf.raw_ops.Merge(inputs=[tf.reduce_max(worst), 0.0 * tf.reduce_sum(skipped)])[0]
+        return tf.raw_ops.Merge(inputs=[tf.reduce_max(worst), 0.0 * tf.cast(skipped, tf.float32)])[0]
 
 
 def _added(squares: Sequence[tf.Tensor]) -> tf.Tensor:
