@@ -28,6 +28,7 @@ import tensorflow.compat.v1 as tf
 
 from efl._program import ancestors
 from efl.errors import ModelError
+from efl.privacy._vector import one_vector, parts_of
 from efl.privacy.noise import ROOM, grid_of_rows
 from efl.privacy.noise.releases import Rows
 
@@ -271,19 +272,16 @@ class Deferred:
         held = [table.sums(gradient, read) for table, gradient, read in zip(self._tables, gradients, self._rows)]
         rows, sums = [which for which, _ in held], [values for _, values in held]
         same = all(which is read for which, read in zip(rows, self._rows))
-        each = np.array([table.width for table in self._tables])
+        count = len(others)
 
-        def release(
-            flat: np.ndarray, step: Any, size: Any, scale: Any, unit: Any, *sums: np.ndarray
-        ) -> list[np.ndarray]:
-            numbers = np.concatenate([flat, *(part.reshape(-1) for part in sums)])
-            out = noised(numbers, int(step), int(size), Rows(flat.size, float(scale), float(unit)))
-            return [out[: flat.size], *_split(out[flat.size :], np.array([len(part) for part in sums]), each)]
+        def release(step: Any, size: Any, scale: Any, unit: Any, *held: np.ndarray) -> list[np.ndarray]:
+            ends = Rows(sum(value.size for value in held[:count]), float(scale), float(unit))
+            return parts_of(noised(one_vector(held), int(step), int(size), ends), held)
 
         unit = self.unit.read_value()
-        flat = tf.concat([tf.reshape(value, [-1]) for value in others], 0) if others else tf.zeros([0])
-        inputs = [flat, *step_and_rows, -self.factor, unit, *sums]
-        out, *deltas = tf.numpy_function(release, inputs, [tf.float32] * (1 + len(sums)), name="efl_noise")
+        inputs = [*step_and_rows, -self.factor, unit, *others, *sums]
+        out = tf.numpy_function(release, inputs, [tf.float32] * (count + len(sums)), name="efl_noise")
+        deltas = out[count:]
         # A gradient need not depend on what was read, so the order has to be said.
         with tf.control_dependencies([*deltas, self._caught_up]):
             # A step that moves nothing rounds nothing either.
@@ -293,9 +291,7 @@ class Deferred:
         accounts: list[Callable[[], Any]] = [lambda: self._settle(places, total)]
         accounts += [lambda: total] * (len(rows) - 1)
         updates = [DeferredRows(*parts) for parts in zip(deltas, rows, self._tables, accounts)]
-        sizes = [int(value.shape.num_elements()) for value in others]
-        split = tf.split(out, sizes) if len(sizes) > 1 else [out] * len(sizes)
-        return [tf.reshape(part, value.shape) for part, value in zip(split, others)], updates
+        return [tf.ensure_shape(part, value.shape) for part, value in zip(out, others)], updates
 
 
 def _split(flat: np.ndarray, sizes: np.ndarray, widths: np.ndarray) -> list[np.ndarray]:

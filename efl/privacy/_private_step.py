@@ -16,6 +16,7 @@ from efl.errors import ConfigError, ModelError
 from efl.privacy import per_example
 from efl.privacy._beside import Beside
 from efl.privacy._moved import refuse_rows
+from efl.privacy._vector import one_vector, parts_of
 from efl.privacy.noise.releases import Rows
 from efl.privacy.optimizers import PrivateOptimizer
 from efl.privacy.per_example import Objective, PerExample
@@ -204,9 +205,9 @@ def add_noise(
     for number, (dtype, positions) in enumerate(by_dtype.items()):
         group = terms.group if number == 0 else f"{terms.group}#{number}"
 
-        def noised(flat: np.ndarray, step: np.ndarray, rows: np.ndarray, group: str = group) -> np.ndarray:
-            return terms.noise.noised(
-                flat,
+        def noised(step: np.ndarray, rows: np.ndarray, *held: np.ndarray, group: str = group) -> list[np.ndarray]:
+            out = terms.noise.noised(
+                one_vector(held),
                 step=int(step),
                 group=group,
                 clip=clip,
@@ -214,20 +215,15 @@ def add_noise(
                 rows=int(rows),
                 beside=beside.digest,
             )
+            return parts_of(out, held)
 
-        flat = tf.concat([tf.reshape(values[p], [-1]) for p in positions], 0)
+        held = [values[p] for p in positions]
+        inputs = [terms.step, gradients.groups.walk.size, *held]
         with tf.control_dependencies(beside.before):
-            out = tf.numpy_function(noised, [flat, terms.step, gradients.groups.walk.size], dtype, name="efl_noise")
-        sizes = [values[p].shape.num_elements() for p in positions]
-        split = [out] if len(sizes) == 1 else tf.split(out, sizes if None not in sizes else _sizes(values, positions))
-        for position, part in zip(positions, split):
-            shaped = tf.reshape(part, tf.shape(values[position]))
-            result[position] = tf.ensure_shape(shaped, values[position].shape)
+            out = tf.numpy_function(noised, inputs, [dtype] * len(held), name="efl_noise")
+        for position, part in zip(positions, out):
+            result[position] = tf.ensure_shape(part, values[position].shape)
     return [result[position] for position in range(len(values))]
-
-
-def _sizes(values: Sequence[tf.Tensor], positions: Sequence[int]) -> tf.Tensor:
-    return tf.stack([tf.size(values[p]) for p in positions])
 
 
 def released_rows(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from efl.errors import CheckpointError, ConfigError
+from efl.privacy._vector import one_vector, parts_of
 from efl.privacy.noise import Ledger, Phase, Releases, Seed, gaussian, ledger, stream
 
 KEY = bytes(range(32))
@@ -167,6 +168,18 @@ def test_no_multiplier_no_noise_and_the_ledger_shows_it() -> None:
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"noise for float16 \(train\): expected float32 or float64"):
         releases().noised(np.zeros(3, np.float16), **RELEASE)
+
+
+def test_what_is_released_together_is_one_vector_and_comes_apart_again() -> None:
+    held = [np.arange(6, dtype=np.float64).reshape(2, 3), np.array(7.0), np.empty((0, 4)), np.arange(2.0)]
+    vector = one_vector(held)
+    np.testing.assert_array_equal(vector, [0, 1, 2, 3, 4, 5, 7, 0, 1])
+    for part, array in zip(parts_of(vector, held), held, strict=True):
+        np.testing.assert_array_equal(part, array)
+        assert np.shares_memory(part, vector) == (array.size > 0)
+    vector[:] = 0
+    assert held[1] == 7.0  # what was handed over stays as it is: it is the graph's
+    assert one_vector([]).size == 0
 
 
 # ---- the seed
