@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ import pytest
 from efl.errors import CheckpointError, ConfigError
 from efl.privacy._vector import one_vector, parts_of
 from efl.privacy.noise import Ledger, Phase, Releases, Seed, gaussian, ledger, stream
+from efl.privacy.noise.ahead import Ahead
 
 KEY = bytes(range(32))
 RELEASE = {"step": 3, "group": "train", "clip": 2.0, "noise_multiplier": 1.5, "rows": 8}
@@ -144,6 +146,33 @@ def test_what_is_drawn_ahead_is_what_would_be_drawn() -> None:
             seen.append(out[:300])
     correlations = np.corrcoef(np.stack(seen)) - np.eye(len(seen))
     assert abs(correlations).max() < 0.35
+
+
+def test_small_draws_are_made_several_in_a_row_each_from_its_own_key() -> None:
+    def key_of(stream: bytes, number: int) -> bytes:
+        return hashlib.sha256(stream + bytes([number])).digest()
+
+    ahead, keys = Ahead(key_of), []
+    for step in range(20):
+        for group, size in ("a", 300), ("b", 50):
+            size += 7 * (step == 11)  # as a last batch has: what was foreseen does not fit
+            drawn = ahead.next()
+            foreseen = ahead._ready.get(drawn[1], (0, None))[0]
+            if step not in (0, 1, 11, 12):  # where it learns
+                assert foreseen == size
+            keys.append(key_of(*drawn))
+            np.testing.assert_array_equal(ahead.take(drawn, size, group), gaussian(keys[-1], size))
+            assert foreseen == size or not ahead._ready
+            ahead.begin(group)
+    assert len(set(keys)) == 40 and len(ahead._ready) > 1
+
+
+def test_a_large_draw_is_made_alone() -> None:
+    ahead = Ahead(lambda stream, number: KEY)
+    for _ in range(3):
+        ahead.take(ahead.next(), 700_000, "a")
+        ahead.begin("a")
+    assert len(ahead._ready) == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
