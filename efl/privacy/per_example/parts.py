@@ -155,7 +155,7 @@ def joined(parts: Sequence[Part]) -> list[Part] | None:
     if len(widths) > 1 or None in widths:
         return None
     if outers:
-        if len({(p.a.shape[2], p.d.shape[2]) for p in outers}) > 1:
+        if not _of_one_form(outers):
             return None
         a, d = ([getattr(p, name) for p in outers] for name in ("a", "d"))
         result.append(outers[0] if len(outers) == 1 else Outer(tf.concat(a, 1), tf.concat(d, 1)))
@@ -175,7 +175,13 @@ def _all_masked(parts: Sequence[Part]) -> list[Part] | None:
         if not isinstance(part, Masked):
             return None
         result.append(part)
-    return result
+    return result if _of_one_form(result) else None
+
+
+def _of_one_form(parts: Sequence[Part]) -> bool:
+    """Whether all see the variable as a matrix of the same sizes: the same numbers have other factors in another."""
+    forms = {(p.a.shape[-1], p.d.shape[-1]) if isinstance(p, (Outer, Masked)) else None for p in parts}
+    return len(parts) == 1 or (len(forms) == 1 and not any(form is None or None in form for form in forms))
 
 
 def _all_entries(lookups: Sequence[Lookup]) -> Lookup:

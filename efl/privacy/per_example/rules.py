@@ -108,7 +108,11 @@ def _matmul(use: Use, groups: Groups) -> Part | None:
     left = use.index == 0
     transposed = use.op.get_attr("transpose_a" if left else "transpose_b")
     a, d = (delta, other) if left != transposed else (other, delta)
-    # tf.tensordot forgets widths, which the choice of how to take norms needs.
+    return _outer(a, d, sizes)
+
+
+def _outer(a: tf.Tensor, d: tf.Tensor, sizes: list[int | None]) -> Outer:
+    """The part of a matrix of some sizes: tf.tensordot forgets them, and how parts are put together depends on them."""
     return Outer(tf.ensure_shape(a, [None, None, sizes[0]]), tf.ensure_shape(d, [None, None, sizes[1]]))
 
 
@@ -119,7 +123,8 @@ def _batch_matmul(use: Use, groups: Groups) -> Part | None:
     if use.index != 1 or variable.shape.rank != 2 or use.op.get_attr("adj_x") or x.shape.rank is None:
         return None
     other, delta = _flat(_first(x, groups)), _flat(_delta(use, groups))
-    return Outer(delta, other) if use.op.get_attr("adj_y") else Outer(other, delta)
+    a, d = (delta, other) if use.op.get_attr("adj_y") else (other, delta)
+    return _outer(a, d, variable.shape.as_list())
 
 
 @rule("Einsum")
@@ -227,7 +232,8 @@ def _transposed_convolution(use: Use, groups: Groups) -> Part | None:
 def _depthwise(use: Use, groups: Groups) -> Part | None:
     window = patches.of_convolution(use.op, use.op.inputs[use.index])
     image, kernel = use.op.inputs[0], use.op.inputs[1]
-    if use.index != 1 or window is None:
+    # TensorFlow's kernel for CPUs takes no notice of dilations (tf.nn.depthwise_conv2d dilates in another way).
+    if use.index != 1 or window is None or set(window.dilations) != {1}:
         return None
     layout = groups.walk.layout(image)
     if not patches.can_extract(image) or not isinstance(layout, Rows):
