@@ -11,6 +11,6 @@ optimizers or of noise.
 from __future__ import annotations
 
 from efl.privacy.per_example.engine import Objective, PerExample, as_vector, check, differentiate
-from efl.privacy.per_example.layouts.walk import reads_input
+from efl.privacy.per_example.layouts.sources import reads_input
 
 __all__ = ["Objective", "PerExample", "as_vector", "check", "differentiate", "reads_input"]

@@ -49,6 +49,30 @@ def repeats(
     return None
 
 
+def differ(op: tf.Operation, walk: Walk, one: tuple[tf.Tensor, Rows], other: tuple[tf.Tensor, Rows]) -> Mixed | None:
+    """Sees to it that two inputs have as many places on the axis of the examples, so that none repeats the other's.
+
+    Args:
+      op: Broadcasts its inputs, which have their examples on one axis of the output, in the same order.
+      walk: Notes what only the running program knows.
+      one: An input, and its layout.
+      other: Another one.
+
+    Returns:
+      None, or what the output is where they are known to have different ones.
+    """
+    if one[1].within is not None and other[1].within is not None:
+        return None  # as many as there are examples, times what these have
+    known = [tensor.shape[layout.axis] for tensor, layout in (one, other)]
+    if None not in known:
+        return None if known[0] == known[1] else Mixed(op, _WHY)
+    sizes = [tf.shape(tensor, out_type=tf.int64)[layout.axis] for tensor, layout in (one, other)]
+    walk.expect(
+        tf.equal(*sizes), f"{op.name!r} ({op.type}) repeats the row of a batch of one. Places in its inputs", *sizes
+    )
+    return None
+
+
 def _is_one(tensor: tf.Tensor, axis: int, rank: int) -> bool:
     """Whether a tensor has one place, or none, on an axis of what it is broadcast to."""
     if tensor.shape.rank is None:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import tensorflow.compat.v1 as tf
 
 from efl.errors import ModelError
+from efl.privacy.per_example.layouts.kept import CONDITIONALS
 from efl.privacy.per_example.layouts.layout import Layout, Mixed, Rows, Shared
 from efl.privacy.per_example.layouts.own_gradient import check_gradient
-from efl.privacy.per_example.layouts.walk import CONDITIONALS, Walk, rule
+from efl.privacy.per_example.layouts.walk import Walk, rule
 
 
 class _CannotTell(Exception):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import tensorflow.compat.v1 as tf
 
 from efl._graph import is_rowwise
-from efl.privacy.per_example.layouts.broadcast import repeats
+from efl.privacy.per_example.layouts.broadcast import differ, repeats
 from efl.privacy.per_example.layouts.by_number import BROADCAST, UNARY
+from efl.privacy.per_example.layouts.kept import of_table
 from efl.privacy.per_example.layouts.layout import (
     Chosen,
     Layout,
@@ -22,7 +23,7 @@ from efl.privacy.per_example.layouts.layout import (
     Shared,
 )
 from efl.privacy.per_example.layouts.static import value_of
-from efl.privacy.per_example.layouts.walk import Walk, rule
+from efl.privacy.per_example.layouts.walk import Walk, rule, rule_of_one
 
 
 @rule(*UNARY)
@@ -41,10 +42,11 @@ def _as_data(layout: Layout) -> Layout:
 
 @rule("LookupTableFind", "LookupTableFindV2")
 def _lookup(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    keys = ins[1]
-    if not isinstance(ins[0], Shared) or isinstance(keys, (Chosen, Places)) or "Mutable" in op.inputs[0].op.type:
-        return Mixed(op, "a table that depends on examples")
-    return _as_data(keys)
+    handle, keys, default = ins
+    if not isinstance(handle, Shared) or isinstance(keys, (Chosen, Places)) or not isinstance(default, Shared):
+        return Mixed(op, "a table, or what stands for keys that it has not, depends on examples")
+    table = of_table(op.inputs[0], op)
+    return table if isinstance(table, Mixed) else _as_data(keys)
 
 
 @rule(*BROADCAST)
@@ -56,6 +58,7 @@ def together(op: tf.Operation, tensors: Sequence[tf.Tensor], ins: Sequence[Layou
     """The layout of tensors that are combined element by element, smaller ones repeated along missing axes."""
     rank = op.outputs[0].shape.rank
     found: Layout | None = None
+    first: tuple[tf.Tensor, Rows] | None = None
     for tensor, layout in zip(tensors, ins, strict=True):
         if isinstance(layout, Shared):
             continue
@@ -83,11 +86,15 @@ def together(op: tf.Operation, tensors: Sequence[tf.Tensor], ins: Sequence[Layou
         else:
             return Mixed(op, "it combines entries of sparse features that belong to different examples")
         if found is None:
-            found = placed
-        elif not same_rows(found, placed):
+            found, first = placed, (tensor, layout) if isinstance(layout, Rows) else None
+            continue
+        if not same_rows(found, placed):
             return Mixed(op, "its inputs hold their examples on different axes, or in another order")
-        elif isinstance(found, Rows) and found.within is None:
-            found = placed  # the other may know
+        if first is not None and isinstance(found, Rows) and isinstance(layout, Rows):
+            longer = differ(op, walk, first, (tensor, layout))
+            if longer is not None:
+                return longer
+            found = placed if found.within is None else found  # the other may know
     assert found is not None
     return found
 
@@ -113,9 +120,9 @@ def _select(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return together(op, list(op.inputs), ins, walk)
 
 
-@rule("Sum", "Mean", "Prod", "Max", "Min", "All", "Any", "EuclideanNorm", "ArgMax", "ArgMin")
-def _reduce(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, rank = ins[0], op.inputs[0].shape.rank
+@rule_of_one("Sum", "Mean", "Prod", "Max", "Min", "All", "Any", "EuclideanNorm", "ArgMax", "ArgMin")
+def _reduce(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    rank = op.inputs[0].shape.rank
     axes = value_of(op.inputs[1])
     if rank is None or axes is None:
         return Mixed(op, "which axes it reduces is not known before it runs")
@@ -131,9 +138,9 @@ def _reduce(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return Mixed(op, "it reduces over entries of different examples")
 
 
-@rule("Softmax", "LogSoftmax", "TopK", "TopKV2", "L2Loss", "Cumsum", "Cumprod", "CumulativeLogsumexp", "LRN")
-def _along_one_axis(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, rank = ins[0], op.inputs[0].shape.rank
+@rule_of_one("Softmax", "LogSoftmax", "TopK", "TopKV2", "L2Loss", "Cumsum", "Cumprod", "CumulativeLogsumexp", "LRN")
+def _along_one_axis(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    rank = op.inputs[0].shape.rank
     axis = value_of(op.inputs[1]) if op.type.startswith("Cum") else -1
     if not isinstance(layout, Rows) or op.type == "L2Loss" or rank is None or axis is None:
         return Mixed(op, "it works across entries of different examples")
@@ -144,18 +151,18 @@ def _along_one_axis(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 
 @rule("SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "InTopK", "InTopKV2")
 def _cross_entropy(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
-    rows = [layout for layout in ins if not isinstance(layout, Shared)]
-    if all(isinstance(layout, Rows) and layout.axis == 0 and same_rows(layout, rows[0]) for layout in rows):
-        known = [layout for layout in rows if isinstance(layout, Rows) and layout.within is not None]
-        found = known[0] if known else rows[0]
-        assert isinstance(found, Rows)
-        place, first = next((place, layout) for place, layout in enumerate(ins) if isinstance(layout, Rows))
-        others = [t for t, x in zip(op.inputs, ins, strict=True) if isinstance(x, Shared)]
-        longer = repeats(op, walk, op.inputs[place], first, 0, others)
-        if longer is not None:
-            return [longer] * len(op.outputs)
-        return [Rows(0, found.before, found.within), *[found] * (len(op.outputs) - 1)]  # the first has an axis less
-    return [Mixed(op, "logits and labels hold their examples on different axes, or in another order")] * len(op.outputs)
+    rows = [(t, layout) for t, layout in zip(op.inputs, ins, strict=True) if isinstance(layout, Rows)]
+    others = [t for t, layout in zip(op.inputs, ins, strict=True) if isinstance(layout, Shared)]
+    if len(rows) + len(others) < len(ins) or any(x.axis or not same_rows(x, rows[0][1]) for _, x in rows):
+        why = "logits and labels hold their examples on different axes, or in another order"
+        return [Mixed(op, why)] * len(op.outputs)
+    longer = repeats(op, walk, *rows[0], 0, others)
+    for row in rows[1:]:
+        longer = longer or differ(op, walk, rows[0], row)
+    if longer is not None:
+        return [longer] * len(op.outputs)
+    found = next((layout for _, layout in rows if layout.within is not None), rows[0][1])
+    return [Rows(0, found.before, found.within), *[found] * (len(op.outputs) - 1)]  # the first has an axis less
 
 
 @rule("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
@@ -177,7 +184,8 @@ def _batch_norm(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]
 
 @rule("PyFunc", "EagerPyFunc", "PyFuncStateless")
 def _python(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    if is_rowwise(op):  # noise, and labels that are randomised
+    # Noise, and labels that are randomised.
+    if is_rowwise(op) and all(isinstance(layout, Shared) or same_rows(layout, ins[0]) for layout in ins[1:]):
         return ins[0]
     return Mixed(op, f"nothing is known of what {op.type} does with the rows of a batch")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tensorflow.compat.v1 as tf
 
-from efl.privacy.per_example.layouts.broadcast import repeats
+from efl.privacy.per_example.layouts.broadcast import differ, repeats
 from efl.privacy.per_example.layouts.elementwise import same_rows
 from efl.privacy.per_example.layouts.layout import Layout, Mixed, Rows, Shared
 from efl.privacy.per_example.layouts.static import value_of
-from efl.privacy.per_example.layouts.walk import Walk, rule
+from efl.privacy.per_example.layouts.walk import Walk, rule, rule_of_one
 
 _ACROSS = "it multiplies examples with one another"
 
@@ -41,6 +41,7 @@ def _matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
 def _batch_matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     rank = op.outputs[0].shape.rank
     found: Rows | None = None
+    first: tuple[tf.Tensor, Rows] | None = None
     for side, (tensor, layout) in enumerate(zip(op.inputs, ins, strict=True)):
         if isinstance(layout, Shared):
             continue
@@ -58,9 +59,15 @@ def _batch_matmul(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
             if longer is not None:
                 return longer
         placed = Rows(axis, layout.before, layout.within)
-        if found is not None and not same_rows(found, placed):
+        if found is None or first is None:
+            found, first = placed, (tensor, layout)
+            continue
+        if not same_rows(found, placed):
             return Mixed(op, _ACROSS)
-        found = placed if found is None or found.within is None else found
+        longer = differ(op, walk, first, (tensor, layout))
+        if longer is not None:
+            return longer
+        found = placed if found.within is None else found
     assert found is not None
     return found
 
@@ -121,32 +128,32 @@ def _transposed_convolution(op: tf.Operation, ins: list[Layout], walk: Walk) -> 
     return Mixed(op, "a convolution over the axis of the examples, or with a kernel that depends on them")
 
 
-@rule(
+@rule_of_one(
     "MaxPool", "MaxPoolV2", "AvgPool", "MaxPool3D", "AvgPool3D", "ResizeBilinear", "ResizeNearestNeighbor",
     "ResizeBicubic", "ResizeArea", "ExtractImagePatches", "ExtractVolumePatches", "SpaceToDepth", "DepthToSpace",
     "AdjustContrastv2", "AdjustHue", "AdjustSaturation", "RGBToHSV", "HSVToRGB",
 )  # fmt: skip
-def _image(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+def _image(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     if op.inputs[0].shape.rank not in (4, 5):
         return Mixed(op, "of images that are no batch of images, it may take the batch for an axis of one")
     window = [op.get_attr(name) for name in ("ksize", "strides") if name in {a.name for a in op.op_def.attr}]
     alone = all(not sizes or sizes[0] == 1 for sizes in window)
-    if isinstance(ins[0], Rows) and ins[0].axis == 0 and alone and all(isinstance(x, Shared) for x in ins[1:]):
-        return ins[0]
+    if isinstance(layout, Rows) and layout.axis == 0 and alone:
+        return layout
     return Mixed(op, "it works over the axis of the examples")
 
 
-@rule("SpaceToBatchND", "SpaceToBatch")
-def _space_to_batch(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("SpaceToBatchND", "SpaceToBatch")
+def _space_to_batch(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     block = value_of(op.inputs[1]) if op.type == "SpaceToBatchND" else None
-    if block is None or not isinstance(ins[0], Rows) or ins[0].axis != 0 or ins[0].before != 1:
+    if block is None or not isinstance(layout, Rows) or layout.axis != 0 or layout.before != 1:
         return Mixed(op, "how it places the rows of a batch is not known")
-    return Rows(0, int(block.prod()), ins[0].within)
+    return Rows(0, int(block.prod()), layout.within)
 
 
-@rule("BatchToSpaceND")
-def _batch_to_space(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("BatchToSpaceND")
+def _batch_to_space(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     block = value_of(op.inputs[1])
-    if block is None or not isinstance(ins[0], Rows) or ins[0].axis != 0 or ins[0].before != int(block.prod()):
+    if block is None or not isinstance(layout, Rows) or layout.axis != 0 or layout.before != int(block.prod()):
         return Mixed(op, "how it places the rows of a batch is not known")
-    return Rows(0, 1, ins[0].within)
+    return Rows(0, 1, layout.within)

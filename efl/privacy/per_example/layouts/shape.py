@@ -12,22 +12,22 @@ from efl.privacy.per_example.layouts.broadcast import repeats
 from efl.privacy.per_example.layouts.elementwise import same_rows
 from efl.privacy.per_example.layouts.layout import Chosen, Layout, Mixed, Places, Pooled, Ragged, Role, Rows, Shared
 from efl.privacy.per_example.layouts.static import value_of
-from efl.privacy.per_example.layouts.walk import Walk, rule
+from efl.privacy.per_example.layouts.walk import Walk, rule, rule_of_one
 
 _CUTS = "it takes some of the batch's rows away, or repeats some"
 
 
-@rule("Reshape")
-def _reshape(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, before, after = ins[0], op.inputs[0].shape, op.outputs[0].shape
-    if not isinstance(ins[1], Shared):
-        return Mixed(op, "its shape depends on examples")
+@rule_of_one("Reshape")
+def _reshape(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    before, after = op.inputs[0].shape, op.outputs[0].shape
     if isinstance(layout, (Chosen, Places)) and after.rank == 1:
         return layout
     if isinstance(layout, Ragged) and before.rank == after.rank == 1:
         return layout
     if not isinstance(layout, Rows) or after.rank is None or (before.rank is None and layout.axis):
         return Mixed(op, "how it places the rows of a batch is not known")
+    if after.rank == 0:
+        return Mixed(op, "it makes a single number of the batch")
     dims_after = after.as_list()
     # In memory the tensor is [lead, B, trail].
     lead, trail = _around(layout, before)
@@ -90,31 +90,31 @@ def _product(sizes: Sequence[int | None]) -> int | None:
     return None if any(size is None for size in sizes) else math.prod(size for size in sizes if size is not None)
 
 
-@rule("Transpose")
-def _transpose(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("Transpose")
+def _transpose(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     permutation = value_of(op.inputs[1])
-    if not isinstance(ins[0], Rows) or permutation is None:
+    if not isinstance(layout, Rows) or permutation is None:
         return Mixed(op, "how it permutes axes is not known")
-    return _moved(ins[0], [int(p) for p in permutation].index(ins[0].axis))
+    return _moved(layout, [int(p) for p in permutation].index(layout.axis))
 
 
 def _moved(layout: Rows, axis: int) -> Rows:
     return Rows(axis, layout.before, layout.within)
 
 
-@rule("ExpandDims")
-def _expand(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("ExpandDims")
+def _expand(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     axis, rank = value_of(op.inputs[1]), op.outputs[0].shape.rank
-    if isinstance(ins[0], Ragged) and axis is not None and int(axis) % (rank or 1) > 0:
-        return Ragged(ins[0].part)
-    if not isinstance(ins[0], Rows) or axis is None or rank is None:
+    if isinstance(layout, Ragged) and axis is not None and int(axis) % (rank or 1) > 0:
+        return Ragged(layout.part)
+    if not isinstance(layout, Rows) or axis is None or rank is None:
         return Mixed(op, "where it adds an axis is not known")
-    return _moved(ins[0], ins[0].axis + (int(axis) % rank <= ins[0].axis))
+    return _moved(layout, layout.axis + (int(axis) % rank <= layout.axis))
 
 
-@rule("Squeeze")
-def _squeeze(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, shape = ins[0], op.inputs[0].shape
+@rule_of_one("Squeeze")
+def _squeeze(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    shape = op.inputs[0].shape
     if not isinstance(layout, (Rows, Ragged)) or shape.rank is None:
         return Mixed(op, "which axes it removes is not known")
     axis = layout.axis if isinstance(layout, Rows) else 0
@@ -128,9 +128,9 @@ def _squeeze(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return _moved(layout, axis - len([a for a in gone if a < axis]))
 
 
-@rule("StridedSlice")
-def _strided_slice(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, rank = ins[0], op.inputs[0].shape.rank
+@rule_of_one("StridedSlice")
+def _strided_slice(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    rank = op.inputs[0].shape.rank
     begin, end, strides = (value_of(t) for t in op.inputs[1:4])
     if rank is None or begin is None or end is None or strides is None or not isinstance(layout, (Rows, Ragged)):
         return Mixed(op, "which rows it takes is not known")
@@ -173,10 +173,9 @@ def _columns(op: tf.Operation, layout: Ragged, begin: np.ndarray, masks: dict[st
     return Ragged(layout.part)
 
 
-@rule("Slice")
-def _slice(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("Slice")
+def _slice(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     begin, size = value_of(op.inputs[1]), value_of(op.inputs[2])
-    layout = ins[0]
     if not isinstance(layout, (Rows, Ragged)) or begin is None:
         return Mixed(op, "which rows it takes is not known")
     axis = layout.axis if isinstance(layout, Rows) else 0
@@ -199,17 +198,21 @@ def _axis(tensor: tf.Tensor, rank: int | None) -> int | None:
     return None if value is None or not rank else int(value) % rank
 
 
-@rule("Split", "SplitV")
-def _split(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    data, place = (1, 0) if op.type == "Split" else (0, 2)
-    return _along(op, ins[data], _axis(op.inputs[place], op.inputs[data].shape.rank))
+@rule_of_one("Split", data=1)
+def _split(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    return _along(op, layout, _axis(op.inputs[0], op.inputs[1].shape.rank))
 
 
-@rule("Unpack")
-def _unpack(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("SplitV")
+def _split_by_sizes(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    return _along(op, layout, _axis(op.inputs[2], op.inputs[0].shape.rank))
+
+
+@rule_of_one("Unpack")
+def _unpack(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     rank = op.inputs[0].shape.rank
     axis = op.get_attr("axis") % rank if rank else None
-    found = _along(op, ins[0], axis)
+    found = _along(op, layout, axis)
     return _moved(found, found.axis - (axis < found.axis)) if isinstance(found, Rows) and axis is not None else found
 
 
@@ -246,10 +249,10 @@ def _concat(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return Rows(axis, found.before * len(tensors), found.within) if found.before == 1 else Mixed(op, _CUTS)
 
 
-@rule("Tile")
-def _tile(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, times = ins[0], tf.get_static_value(op.inputs[1], partial=True)
-    if not isinstance(layout, Rows) or not isinstance(ins[1], Shared) or op.inputs[0].shape.rank is None:
+@rule_of_one("Tile")
+def _tile(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    times = tf.get_static_value(op.inputs[1], partial=True)
+    if not isinstance(layout, Rows) or op.inputs[0].shape.rank is None:
         return Mixed(op, "how often it repeats rows is not known")
     count = None if times is None else times[layout.axis]
     if count is None and op.inputs[1].op.type == "Pack":
@@ -259,21 +262,19 @@ def _tile(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     return Rows(layout.axis, layout.before * int(count), layout.within)
 
 
-@rule("BroadcastTo")
-def _broadcast_to(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
+@rule_of_one("BroadcastTo")
+def _broadcast_to(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
     rank_in, rank_out = op.inputs[0].shape.rank, op.outputs[0].shape.rank
-    if not isinstance(ins[0], Rows) or not isinstance(ins[1], Shared) or rank_in is None or rank_out is None:
+    if not isinstance(layout, Rows) or rank_in is None or rank_out is None:
         return Mixed(op, "how it repeats rows is not known")
-    axis = ins[0].axis + rank_out - rank_in
+    axis = layout.axis + rank_out - rank_in
     # How large it becomes may follow from anything.
-    return repeats(op, walk, op.inputs[0], ins[0], axis, [op.outputs[0]]) or _moved(ins[0], axis)
+    return repeats(op, walk, op.inputs[0], layout, axis, [op.outputs[0]]) or _moved(layout, axis)
 
 
-def _keeps_axis(amounts: Callable[[tf.Operation, int], bool]) -> Callable[[tf.Operation, list[Layout], Walk], Layout]:
-    def found(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-        if isinstance(ins[0], Rows) and all(isinstance(x, Shared) for x in ins[1:]) and amounts(op, ins[0].axis):
-            return ins[0]
-        return Mixed(op, _CUTS)
+def _keeps_axis(amounts: Callable[[tf.Operation, int], bool]) -> Callable[[tf.Operation, Layout, Walk], Layout]:
+    def found(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+        return layout if isinstance(layout, Rows) and amounts(op, layout.axis) else Mixed(op, _CUTS)
 
     return found
 
@@ -294,20 +295,20 @@ def _rolls_elsewhere(op: tf.Operation, axis: int) -> bool:
     return axes is not None and bool(rank) and axis not in {int(a) % rank for a in axes.reshape(-1)}
 
 
-rule("Pad", "PadV2", "MirrorPad")(_keeps_axis(_pads_elsewhere))
-rule("ReverseV2")(_keeps_axis(_reverses_elsewhere))
-rule("Roll")(_keeps_axis(_rolls_elsewhere))
-rule("MatrixBandPart", "MatrixDiagPart", "MatrixDiagPartV2", "MatrixDiagPartV3", "MatrixTranspose")(
+rule_of_one("Pad", "PadV2", "MirrorPad")(_keeps_axis(_pads_elsewhere))
+rule_of_one("ReverseV2")(_keeps_axis(_reverses_elsewhere))
+rule_of_one("Roll")(_keeps_axis(_rolls_elsewhere))
+rule_of_one("MatrixBandPart", "MatrixDiagPart", "MatrixDiagPartV2", "MatrixDiagPartV3", "MatrixTranspose")(
     _keeps_axis(lambda op, axis: axis < (op.inputs[0].shape.rank or 0) - 2)
 )
 
 
-@rule("OneHot")
-def _one_hot(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
-    layout, rank = ins[0], op.outputs[0].shape.rank
+@rule_of_one("OneHot")
+def _one_hot(op: tf.Operation, layout: Layout, walk: Walk) -> Layout:
+    rank = op.outputs[0].shape.rank
     if isinstance(layout, Ragged) and rank == 2 and op.get_attr("axis") in (-1, 1):
         return Ragged(layout.part)
-    if not isinstance(layout, Rows) or rank is None or not all(isinstance(x, Shared) for x in ins[1:]):
+    if not isinstance(layout, Rows) or rank is None:
         return Mixed(op, "where it adds an axis is not known")
     return _moved(layout, layout.axis + (op.get_attr("axis") % rank <= layout.axis))
 

@@ -78,7 +78,8 @@ def _fill(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
 @rule("Unique", "UniqueV2")
 def _unique(op: tf.Operation, ins: list[Layout], walk: Walk) -> list[Layout]:
     layout = ins[0]
-    if not isinstance(layout, (Ragged, Rows)) or op.inputs[0].shape.rank != 1:
+    shared = all(isinstance(other, Shared) for other in ins[1:])
+    if not isinstance(layout, (Ragged, Rows)) or op.inputs[0].shape.rank != 1 or not shared:
         return [Mixed(op, "it finds equal values among different examples")] * 2
     entries = Ragged(layout.part) if isinstance(layout, Ragged) else layout
     return [Pooled(entries, op), Places(op)]
@@ -101,7 +102,8 @@ def _sparse_segment(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
       "UnsortedSegmentSum", "UnsortedSegmentMax", "UnsortedSegmentMin", "UnsortedSegmentProd")  # fmt: skip
 def _segment(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
     data, segments = ins[0], ins[1]
-    if not isinstance(segments, Ragged) or segments.role is not Role.OWNER:
+    shared = all(isinstance(other, Shared) for other in ins[2:])  # how many segments there are
+    if not isinstance(segments, Ragged) or segments.role is not Role.OWNER or not shared:
         return Mixed(op, "it combines entries of different examples")
     if isinstance(data, Shared) or not isinstance(data, Ragged) or data.part is not segments.part:
         return Mixed(op, "it combines entries of different examples")

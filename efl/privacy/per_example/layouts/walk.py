@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 from efl._program import ancestors
 from efl.errors import ModelError
+from efl.privacy.per_example.layouts.kept import CONDITIONALS, VARIABLES, of_table, of_variable
 from efl.privacy.per_example.layouts.layout import (
     EXAMPLES,
     SHARED,
@@ -28,24 +29,23 @@ from efl.privacy.per_example.layouts.layout import (
 )
 from efl.privacy.per_example.layouts.own_gradient import check_gradient
 from efl.privacy.per_example.layouts.sizes import of_sizes
+from efl.privacy.per_example.layouts.sources import SOURCES, in_order
 
 Rule: TypeAlias = "Callable[[tf.Operation, list[Layout], Walk], Layout | list[Layout]]"
 RULES: dict[str, Rule] = {}
+_RuleOfOne: TypeAlias = "Callable[[tf.Operation, Layout, Walk], Layout | list[Layout]]"
+# What to do where an op has no rule; by how its type begins.
+_OVER_TIME = "of a loop over time? Unroll it: unroll=True of a Keras layer, tf.nn.static_rnn"
+_BRANCH = "of tf.cond as TensorFlow 1 builds it? Write tf.enable_control_flow_v2() before the model"
+_FUNCTION = (
+    "a function that TensorFlow calls; write what is in it without one. In place of Keras' Conv2D with groups, "
+    "tf.nn.conv2d takes a kernel of [height, width, channels / groups, filters]"
+)
+_REMEDIES = {
+    "TensorList": _OVER_TIME, "TensorArray": _OVER_TIME, "Switch": _BRANCH, "Merge": _BRANCH,
+    "PartitionedCall": _FUNCTION, "StatefulPartitionedCall": _FUNCTION,
+}  # fmt: skip
 
-# Ops by which a batch comes into the graph.
-_SOURCES = frozenset(
-    {
-        "IteratorGetNext", "IteratorGetNextSync", "OptionalGetValue", "Placeholder", "PlaceholderV2", "PyFunc",
-        "PyFuncStateless", "EagerPyFunc", "QueueDequeue", "QueueDequeueV2", "QueueDequeueMany", "QueueDequeueManyV2",
-        "QueueDequeueUpTo", "QueueDequeueUpToV2", "ReaderRead", "ReaderReadV2", "ParseExample", "ReadFile",
-        "PlaceholderWithDefault", "Unstage", "MapUnstage", "OrderedMapUnstage", "ReaderReadUpTo", "ReaderReadUpToV2",
-        "DatasetToSingleElement", "ReduceDataset",
-    }
-)  # fmt: skip
-#: ``tf.cond`` where control flow is made of functions.
-CONDITIONALS = ("If", "StatelessIf")
-_VARIABLES = frozenset({"VarHandleOp", "Variable", "VariableV2"})
-_APPLIED = ("ResourceApply", "ResourceSparseApply", "ResourceScatter")  # by an optimizer
 # Where the sizes of a tensor stay what they were.
 _KEEP_ELEMENTS = frozenset(
     {
@@ -64,7 +64,6 @@ _HARMLESS = frozenset(
         "UniformCandidateSampler",
     }
 )  # fmt: skip
-_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "Identity"})
 # Sizes are no secret here: how many rows a batch has, everybody who takes part in a step knows. Unless it is a sample.
 _SIZES = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 
@@ -75,6 +74,28 @@ def rule(*types: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in types:
             RULES[name] = function
+        return function
+
+    return register
+
+
+def rule_of_one(*types: str, data: int = 0) -> Callable[[_RuleOfOne], _RuleOfOne]:
+    """Registers the rule of op types that work on one of their inputs; the others say how (a shape, sizes, paddings).
+
+    The rule is handed the layout of that input alone: where another one depends on examples, all that comes out does.
+
+    Args:
+      types: Of the ops.
+      data: Which input they work on.
+    """
+
+    def register(function: _RuleOfOne) -> _RuleOfOne:
+        def of_all(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout | list[Layout]:
+            if all(isinstance(layout, Shared) for place, layout in enumerate(ins) if place != data):
+                return function(op, ins[data], walk)
+            return Mixed(op, "what it does with an example (a shape, sizes, places) depends on other examples")
+
+        rule(*types)(of_all)
         return function
 
     return register
@@ -203,13 +224,13 @@ class Walk:
         return layout
 
     def _of_op(self, op: tf.Operation) -> list[Layout]:
-        if op.type in _SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
+        if op.type in SOURCES and all(isinstance(self.layout(t), Shared) for t in op.inputs):
             why = self._of_python(op) if "PyFunc" in op.type else ""
             if why:
                 return [Mixed(op, why)] * len(op.outputs)
             return [self._source(t) if self._reads(t) else SHARED for t in op.outputs]
-        if op.type in _VARIABLES:
-            return [_of_variable(op, op in self._trained)] * len(op.outputs)
+        if op.type in VARIABLES:
+            return [of_variable(op, op in self._trained)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
         only = of_sizes(op, ins)
         if only is not None:
@@ -224,10 +245,8 @@ class Walk:
                 return [layout] * len(op.outputs)
         known = RULES.get(op.type)
         if known is None:
-            over_time = op.type.startswith(("TensorList", "TensorArray"))
-            why = f"nothing is known of what {op.type} does with the rows of a batch"
-            if over_time:
-                why += " (of a loop over time? Unroll it: unroll=True of a Keras layer, tf.nn.static_rnn)"
+            remedy = next((f" ({text})" for start, text in _REMEDIES.items() if op.type.startswith(start)), "")
+            why = f"nothing is known of what {op.type} does with the rows of a batch{remedy}"
             return [Mixed(op, why)] * len(op.outputs)
         found = known(op, ins, self)
         layouts = found if isinstance(found, list) else [found] * len(op.outputs)
@@ -237,7 +256,7 @@ class Walk:
 
     def _of_python(self, op: tf.Operation) -> str:
         """Why what a Python function brings may be of other rows than it seems; empty where it is the only input."""
-        others = [each for each in self.ops if each.type in _SOURCES and each is not op and not _is_fed_number(each)]
+        others = [each for each in self.ops if each.type in SOURCES and each is not op and not _is_fed_number(each)]
         if others or self._has_examples:
             return (
                 "a Python function that is handed no rows, beside other input: it may bring what it has kept of other "
@@ -273,75 +292,8 @@ def _without_rows(op: tf.Operation) -> Layout:
         return Mixed(op, "which branch was taken may depend on examples")
     if any(attr.type in ("func", "list(func)") for attr in op.op_def.attr):
         return Mixed(op, f"nothing is known of what a function does that {op.type} calls")
-    stateful = op.op_def.is_stateful and op.type not in _HARMLESS and not op.type.startswith("Random")
-    mutable = op.type.startswith("LookupTable") and op.inputs[0].op.type.startswith("Mutable")
-    if stateful or mutable:
+    if op.type.startswith("LookupTableFind"):
+        return of_table(op.inputs[0], op)
+    if op.op_def.is_stateful and op.type not in _HARMLESS and not op.type.startswith("Random"):
         return Mixed(op, f"{op.type} keeps a state, of which nobody knows whether rows are in it")
     return SHARED
-
-
-def _of_variable(op: tf.Operation, is_trained: bool) -> Layout:
-    """A variable is shared, unless something writes into it what it has from rows: then it hands that on."""
-    writer = _writer_of_rows(op, is_trained, set())
-    if writer is None:
-        return SHARED
-    if writer.type in CONDITIONALS:
-        return Mixed(writer, "a branch that uses a variable; apply the layer, or read the variable, outside of tf.cond")
-    return Mixed(writer, "it writes what it computes of rows into a variable that the loss reads")
-
-
-def _writer_of_rows(op: tf.Operation, is_trained: bool, seen: set[tf.Operation]) -> tf.Operation | None:
-    if op in seen:
-        return None
-    seen.add(op)
-    trained = {v.handle.op for v in tf.trainable_variables() if getattr(v, "handle", None) is not None}
-    for handle in _same_variable(op):
-        frontier = list(handle.outputs)
-        while frontier:
-            tensor = frontier.pop()
-            for writer in tensor.consumers():
-                frontier.extend(t for t in writer.outputs if t.dtype == tf.resource)  # through Identity, Switch, Enter
-                if writer.type in ("Enter", "RefEnter"):
-                    return writer  # into a loop, which may count in it what it does with rows
-                if writer.type in _READS or (is_trained and writer.type.startswith(_APPLIED)):
-                    continue
-                for value in writer.inputs:
-                    if value.dtype == tf.resource:
-                        continue
-                    for before in in_order([value]):
-                        other = before.type in _VARIABLES and before is not op
-                        if before.type in _SOURCES and before.type != "PlaceholderWithDefault":
-                            return writer
-                        if other and _writer_of_rows(before, before in trained, seen) is not None:
-                            return writer
-    return None
-
-
-def _same_variable(op: tf.Operation) -> list[tf.Operation]:
-    """All ops that open one variable: those of one shared name."""
-    if op.type != "VarHandleOp" or not op.get_attr("shared_name"):
-        return [op]
-    name = op.get_attr("shared_name")
-    handles = (other for other in op.graph.get_operations() if other.type == "VarHandleOp")
-    return [other for other in handles if other.get_attr("shared_name") == name]
-
-
-def in_order(targets: Sequence[tf.Tensor]) -> list[tf.Operation]:
-    """All ops that the targets depend on by data, inputs before those that use them."""
-    order: list[tf.Operation] = []
-    entered: set[tf.Operation] = set()
-    stack: list[tuple[tf.Operation, bool]] = [(t.op, False) for t in reversed(targets)]
-    while stack:
-        op, inputs_done = stack.pop()
-        if inputs_done:
-            order.append(op)
-        elif op not in entered:
-            entered.add(op)
-            stack.append((op, True))
-            stack.extend((t.op, False) for t in op.inputs if t.op not in entered)
-    return order
-
-
-def reads_input(tensor: tf.Tensor, known: tf.Tensor) -> bool:
-    """Whether a tensor depends on a batch in another way than through ``known``."""
-    return any(op.type in _SOURCES and op is not known.op for op in in_order([tensor]))
