@@ -17,7 +17,7 @@ from efl._frames import last_user_line
 from efl._graph import as_graph_tensor, batch_collection, eager_error
 from efl._program import Metric, Program, as_metrics, feature_tensors
 from efl._task_scope import MODE, TaskScope, task_scope
-from efl._tensorflow import reference_variables
+from efl._tensorflow import enable_int_sizes, has_int_sizes, reference_variables
 from efl.errors import EflError, ModelError
 from efl.sample import Sample
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from efl.model import Model
 
 _log = logging.getLogger("efl")
+_DIMENSIONS = tuple(f"'{kind}' object has no attribute 'value'" for kind in ("int", "NoneType"))
 # TensorFlow has no type of error for an eager tensor that meets a graph.
 _EAGER = ("Eager-defined Tensor", "EagerTensor", "undefined when eager execution is enabled")
 
@@ -44,6 +45,7 @@ def compile_model(model: Model) -> None:
             raise ModelError(f"{name} has neither a loss_fn nor an eval_fn")
         if task not in model._input_fns:
             raise ModelError(f"{name} has no input_fn")
+    enable_int_sizes()
     # All losses before the first optimizer: whoever enters a variable scope again (a trunk that tasks share) makes
     # TensorFlow forget which names of slots are taken below it, and those of two optimizers would clash.
     updates: dict[str | None, list[Any]] = {}
@@ -62,7 +64,7 @@ def compile_model(model: Model) -> None:
 
         _label_use.bind(model)
     model._opt_config.warn_if_unread(opt for program in model._programs.values() for opt in program.optimizers)
-    _refuse_references()
+    _refuse_tensorflow_1()
     _constants.warn_of_large(tf.get_default_graph())
 
 
@@ -126,7 +128,7 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
             "Return a loss, or send with require_grad=True"
         )
     private = [optimizer for optimizer in assignments if gradients.is_private(optimizer)]
-    _refuse_references()
+    _refuse_tensorflow_1()
     if private and model._layers(scope):
         raise ModelError(
             f"{name}: {type(private[0]).__name__} beside the encrypted layer {model._layers(scope)[0]!r}: the layer's "
@@ -182,12 +184,17 @@ def _compile_training(model: Model, scope: TaskScope, name: str, moving: list[An
     program.set_op(tf.group(counted, *exchange, *program.step_ops(), *moving, name=_op_name("train", scope)))
 
 
-def _refuse_references() -> None:
+def _refuse_tensorflow_1() -> None:
     refs = reference_variables(tf.get_default_graph())
     if refs:
         raise ModelError(
             f"{', '.join(refs[:5])}: reference variables (tf.disable_v2_behavior() turns resource variables off); "
             "write tf.enable_resource_variables() after it, before the first variable is made"
+        )
+    if not has_int_sizes():
+        raise ModelError(
+            "the sizes in a tensor's shape are tf.Dimension objects, as tf.disable_v2_behavior() makes them: an unknown "
+            "one cannot be told from a known one. Write tf.enable_v2_tensorshape() after it"
         )
 
 
@@ -274,6 +281,11 @@ def _call(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except (ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, AttributeError) and str(error) in _DIMENSIONS:
+            raise ModelError(
+                f"{what} ({last_user_line(error)}): {error}. Sizes in a shape are numbers or None, also after "
+                "tf.disable_v2_behavior(): write tensor.shape[1] for tensor.shape[1].value"
+            ) from error
         if isinstance(error, EflError) or not any(words in str(error) for words in _EAGER):
             raise
         raise eager_error(f"{what} ({last_user_line(error)})") from error

@@ -58,6 +58,25 @@ def reference_variables(graph: tf.Graph) -> list[str]:
     return [op.name for op in graph.get_operations() if op.type in _REFERENCE_TYPES]
 
 
+def enable_int_sizes() -> None:
+    """Lets ``shape[i]`` be an int or None again after ``tf.disable_v2_behavior()``, unless TensorFlow is to stay as it is.
+
+    That may be done at any time: what changes is how shapes are read, not the shapes.
+    """
+    if not _keep_eager():
+        sys.modules["tensorflow"].compat.v1.enable_v2_tensorshape()
+
+
+def has_int_sizes() -> bool:
+    """Whether ``shape[i]`` is an int or None, as efl takes it to be.
+
+    As a ``Dimension``, which it is after ``tf.disable_v2_behavior()``, an unknown size is not None, and what is to be
+    checked when the program runs would be taken for known.
+    """
+    v1 = sys.modules["tensorflow"].compat.v1
+    return not isinstance(v1.TensorShape([1])[0], v1.Dimension)
+
+
 def _keep_eager() -> bool:
     return os.environ.get(KEEP_EAGER, "").strip().lower() not in ("", "0", "false", "no", "off")
 
@@ -89,6 +108,7 @@ def _after_import(tensorflow: ModuleType) -> None:
         return
     v1.disable_eager_execution()
     v1.enable_resource_variables()
+    v1.enable_v2_tensorshape()
     if _wants_legacy_keras(tensorflow.__version__):
         os.environ.setdefault(_LEGACY_KERAS, "1")  # tf.layers and tf.keras read it when they are first touched
         _prefer_legacy_keras_submodules(tensorflow)

@@ -25,10 +25,11 @@ SHOW = """
         variable = v1.get_variable('v', [2])
     print('eager', _t.executing_eagerly())
     print('resource', type(variable).__name__ == 'ResourceVariable')
+    print('sizes', variable.shape[0] == 2 and type(variable.shape[0]) is int)
     print('legacy', os.environ.get('TF_USE_LEGACY_KERAS'))
 """
 LEGACY = tuple(map(int, metadata.version("tensorflow").split(".")[:2])) >= (2, 16)  # before, there was only one Keras
-SWITCHED = ["eager False", "resource True", f"legacy {1 if LEGACY else None}"]
+SWITCHED = ["eager False", "resource True", "sizes True", f"legacy {1 if LEGACY else None}"]
 
 
 def python(code: str, **env: str) -> list[str]:
@@ -63,7 +64,8 @@ COUNTING = """
     legacy_at_import = os.environ.get('TF_USE_LEGACY_KERAS')
     compat = types.SimpleNamespace(v1=types.SimpleNamespace(
         disable_eager_execution=lambda: calls.append('graph'),
-        enable_resource_variables=lambda: calls.append('resource')))
+        enable_resource_variables=lambda: calls.append('resource'),
+        enable_v2_tensorshape=lambda: calls.append('sizes')))
 """
 
 
@@ -95,12 +97,12 @@ def test_graph_mode_holds_for_either_order_of_the_import_lines(imports: str) -> 
 @pytest.mark.parametrize("imports", ["import efl, tensorflow", "import tensorflow, efl"])
 def test_the_environment_variable_leaves_tensorflow_alone(imports: str) -> None:
     lines = python(script(imports, SHOW), EFL_KEEP_EAGER="1")
-    assert lines == ["eager True", "resource True", "legacy None"]
+    assert lines == ["eager True", "resource True", "sizes True", "legacy None"]
 
 
 def test_without_efl_tensorflow_is_eager() -> None:
     """The control: the other tests could not fail if this were not so."""
-    assert python(SHOW) == ["eager True", "resource True", "legacy None"]
+    assert python(SHOW) == ["eager True", "resource True", "sizes True", "legacy None"]
 
 
 def test_disable_v2_behavior_brings_back_reference_variables_and_they_are_found() -> None:
@@ -179,8 +181,10 @@ def test_task_scope_is_the_function_whatever_was_imported() -> None:
 def test_legacy_keras_is_chosen_before_tensorflow_reads_the_choice(tmp_path: Path) -> None:
     path = fake_package(tmp_path, COUNTING)
     code = "import efl, tensorflow as t\nprint(t.legacy_at_import, t.calls)"
-    assert python(code, PYTHONPATH=path) == ["1 ['graph', 'resource']"]
-    assert python("import os\n" + code, PYTHONPATH=path, TF_USE_LEGACY_KERAS="0") == ["0 ['graph', 'resource']"]
+    assert python(code, PYTHONPATH=path) == ["1 ['graph', 'resource', 'sizes']"]
+    assert python("import os\n" + code, PYTHONPATH=path, TF_USE_LEGACY_KERAS="0") == [
+        "0 ['graph', 'resource', 'sizes']"
+    ]
 
 
 def test_tensorflow_2_15_has_no_keras_to_choose() -> None:
@@ -204,8 +208,8 @@ def test_a_reload_stays_in_graph_mode_and_leaves_no_trace(tmp_path: Path) -> Non
     """
     assert python(code, PYTHONPATH=path) == [
         "True False",
-        "['graph', 'resource'] SourceFileLoader SourceFileLoader",
-        "['graph', 'resource'] SourceFileLoader",
+        "['graph', 'resource', 'sizes'] SourceFileLoader SourceFileLoader",
+        "['graph', 'resource', 'sizes'] SourceFileLoader",
         "1",
     ]
 
@@ -223,7 +227,7 @@ def test_a_failing_import_fails_as_it_would_and_may_be_tried_again(tmp_path: Pat
     import tensorflow
     print(tensorflow.calls)
     """
-    assert python(code, PYTHONPATH=path, BROKEN="1") == ["no libstdc++", "['graph', 'resource']"]
+    assert python(code, PYTHONPATH=path, BROKEN="1") == ["no libstdc++", "['graph', 'resource', 'sizes']"]
 
 
 def test_no_tensorflow_at_all_is_an_ordinary_error() -> None:
@@ -256,11 +260,11 @@ def test_finders_of_other_tools_are_asked_and_may_ask_back(tmp_path: Path) -> No
     import tensorflow
     print(tensorflow.calls)
     """
-    assert python(code, PYTHONPATH=path) == ["['graph', 'resource']"]
-    assert python(code, PYTHONPATH=path, FIRST="1") == ["['graph', 'resource']"]
+    assert python(code, PYTHONPATH=path) == ["['graph', 'resource', 'sizes']"]
+    assert python(code, PYTHONPATH=path, FIRST="1") == ["['graph', 'resource', 'sizes']"]
 
 
 def test_efl_imported_while_tensorflow_is_being_imported(tmp_path: Path) -> None:
     path = fake_package(tmp_path, "import efl\n" + textwrap.dedent(COUNTING))
     code = "import tensorflow, efl\nprint(tensorflow.calls)\nefl.MODE\nprint(tensorflow.calls)"
-    assert python(code, PYTHONPATH=path) == ["[]", "['graph', 'resource']"]
+    assert python(code, PYTHONPATH=path) == ["[]", "['graph', 'resource', 'sizes']"]
