@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
-_MAKE_BATCHES = ("BatchDataset", "BatchDatasetV2", "MapAndBatchDataset", "WindowDataset")
+_MAKE_BATCHES = ("BatchDataset", "BatchDatasetV2", "MapAndBatchDataset", "WindowDataset", "RebatchDatasetV2")
+_SAMPLING = ("Random", "Uniform", "Normal", "Multinomial")
 
 
 def has_attr(op: tf.Operation, attr: str) -> bool:
@@ -28,6 +29,29 @@ def drops_rows(op: tf.Operation) -> bool:
     flag = next((t for t in op.inputs if t.dtype == tf.bool), None)
     value = None if flag is None else tf.get_static_value(flag)
     return flag is not None and (value is None or bool(value))
+
+
+def is_sloppy(op: tf.Operation, by_default: bool) -> bool:
+    """Whether an op may give first what is ready first.
+
+    Args:
+      op: A data set's.
+      by_default: What the options of the data set say.
+    """
+    if has_attr(op, "deterministic"):
+        said = op.get_attr("deterministic")
+        return said == b"false" or (said == b"default" and by_default)
+    if has_attr(op, "sloppy"):
+        return bool(op.get_attr("sloppy"))
+    if "sloppy" not in {each.name for each in op.op_def.input_arg}:
+        return False
+    flag = tf.get_static_value(op.inputs[1 + len(op.get_attr("Targuments")) + 2])  # after cycle and block
+    return flag is None or bool(flag)
+
+
+def is_sampling(op: tf.Operation) -> bool:
+    """Whether an op draws numbers."""
+    return any(word in op.type for word in _SAMPLING)
 
 
 def graph_of(graph: tf.Graph, function: str) -> Any:

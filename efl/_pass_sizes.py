@@ -72,7 +72,10 @@ def _pass_size(op: tf.Operation) -> PassSize:
     if kind in _BATCHES:
         return _in_batches(op, kind, found)
     if kind == "Unbatch":
-        return replace(found, elements=found.rows, each=1)  # of batches that were made before, nobody knows how many
+        rows = found.rows if None in (found.elements, found.first) else found.elements * found.first
+        return replace(found, elements=rows, each=1, rows=rows)
+    if kind == "Rebatch":  # of the same rows
+        return replace(found, elements=None, each=None, drops=bool(found.drops) or drops_rows(op))
     if found.repeats:
         return found
     if kind == "Take":
@@ -106,6 +109,8 @@ def _source(op: tf.Operation, kind: str) -> PassSize:
     if kind == "TensorSlice":
         count = op.inputs[0].shape[0] if op.inputs and op.inputs[0].shape.rank else None
         return PassSize(count)
+    if kind == "Tensor":
+        return PassSize(1)
     if kind == "Range":
         start, stop, step = (number_of(op, place) for place in range(3))
         if start is not None and stop is not None and step is not None:

@@ -11,22 +11,27 @@ from dataclasses import dataclass, replace
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import dataset_options_pb2
 
-from efl._dataset_ops import drops_rows, graph_of, has_attr, number_of
+from efl._dataset_ops import drops_rows, graph_of, has_attr, is_sloppy, number_of
+from efl._pass_functions import arguments_of, chosen_at_random, counts_alone
 from efl._program import ancestors
 
 # Data sets that bring each row of what they are made of once, or leave some out; and those that bring what files hold.
 _PLAIN = frozenset(
     {
         "TensorSlice", "Tensor", "SparseTensorSlice", "TFRecord", "TextLine", "FixedLengthRecord", "CSV", "LMDB",
-        "Generator", "Map", "ParallelMap", "Filter", "TakeWhile", "Prefetch", "Cache", "Take", "Skip", "Shard",
-        "Unbatch", "Options", "Model", "Optimize", "Finalize", "MaxIntraOpParallelism", "PrivateThreadPool",
-        "ThreadPool", "Unique", "IgnoreErrors", "AssertCardinality", "AssertNext", "ParseExample", "LatencyStats",
-        "BytesProducedStats", "SetStatsAggregator", "NonSerializable", "Load", "Repeat", "Shuffle", "Identity",
+        "Generator", "Map", "ParallelMap", "Filter", "ParallelFilter", "TakeWhile", "Prefetch", "Cache", "Take",
+        "Skip", "Shard", "Unbatch", "Options", "Model", "Optimize", "Finalize", "MaxIntraOpParallelism",
+        "PrivateThreadPool", "ThreadPool", "Unique", "IgnoreErrors", "AssertCardinality", "AssertNext",
+        "ParseExample", "LatencyStats", "BytesProducedStats", "SetStatsAggregator", "NonSerializable", "Repeat",
+        "Shuffle", "Identity", "Wrap",
     }
 )  # fmt: skip
 _FEWER = "{} leaves out rows of each {}, so that a pass has fewer batches than its rows would make"
 _CUTS = ("TakeDataset", "SkipDataset", "ShardDataset")
-_SHIFTS = ("Shuffle", "Skip", "Shard", "Filter", "Window", "Interleave", "ParallelInterleave")
+_SHIFTS = (
+    "Shuffle", "Skip", "Shard", "Filter", "ParallelFilter", "Unique", "IgnoreErrors", "Window", "GroupByWindow",
+    "Interleave", "ParallelInterleave",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Walk:
       outside: What stands for the arguments of the function that is walked: a stream.
       elements: Those of these arguments that are an element, where a function is walked.
       sloppy: Whether options let all ops give first what is ready first.
+      anew: Whether the data sets are made anew each time, as a function makes them: their orders and caches are their
+        own.
     """
 
     def __init__(
@@ -83,9 +90,10 @@ class Walk:
         outside: Mapping[tf.Operation, Stream] | None = None,
         elements: Sequence[tf.Operation] | None = None,
         sloppy: bool = False,
+        anew: bool = False,
     ) -> None:
         self._graph, self._outside, self._elements = graph, dict(outside or {}), elements
-        self._sloppy = sloppy
+        self._sloppy, self._anew = sloppy, anew
         self._known: dict[tf.Operation, Stream] = {}
 
     def stream(self, tensor: tf.Tensor) -> Stream:
@@ -101,6 +109,11 @@ class Walk:
         held = [self.stream(tensor) for tensor in _inputs(op)]
         data = Stream.joined(held)
         kind = op.type
+        if "Interleave" not in kind and is_sloppy(op, self._sloppy):
+            late = f"{op.name} gives rows in the order in which they are ready, after {data.repeats} repeated them"
+            data = _because(replace(data, reorders=data.reorders or op.name), late if data.repeats else "")
+        drawn = chosen_at_random(self._graph, op)
+        data = _because(data, f"the function of {op.name} draws what it brings at random ({drawn})" if drawn else "")
         if kind == "RangeDataset":
             return Stream(counts=True)
         if kind == "RandomDataset":
@@ -112,27 +125,22 @@ class Walk:
             again = f"{op.name} repeats what {data.cut} has left of passes of {data.repeats}" if data.cut else ""
             return _because(replace(data, repeats=op.name), again)
         if kind.startswith("Shuffle"):
-            return _shuffled(op, data)
+            return _shuffled(op, data, self._anew)
         if kind in _CUTS:
             return self._cut(op, data)
-        if kind == "CacheDataset" and not data.repeats:
-            return replace(data, reorders="", cached=data.reorders)
+        if kind == "CacheDataset" and not data.repeats and not self._anew:
+            return replace(data, reorders="", cached=data.reorders or data.cached)
         if kind == "TakeWhileDataset" and data.cached:
             return replace(data, reorders=data.reorders or data.cached)
-        if kind.startswith("ParallelMap") and self._is_sloppy(op):
-            late = f"{op.name} gives rows in the order in which they are ready, after {data.repeats} repeated them"
-            return _because(replace(data, reorders=data.reorders or op.name), late if data.repeats else "")
         if kind == "WindowDataset":
             size, shift = number_of(op, 1), number_of(op, 2)
             overlap = size is None or shift is None or size > shift
             data = _because(_straddling(op, data), f"the windows of {op.name} overlap" if overlap else "")
             return self._dropping(op, data)
         if kind.startswith("GroupByWindow"):
-            mixes = f"{op.name} groups what {data.repeats} has repeated, so that rows wait for those of later passes"
-            data = _because(data, mixes if data.repeats else "")
-            made = graph_of(self._graph, op.get_attr("reduce_func").name)
-            inside = [] if made is None else [each.name for each in made.get_operations() if drops_rows(each)]
-            return _because(data, _FEWER.format(inside[0], "group") if inside else "")
+            return self._grouped(op, data)
+        if kind in ("SnapshotDatasetV2", "LoadDataset"):
+            return self._kept_in_files(op, data)
         if kind in ("ConcatenateDataset", "DirectedInterleaveDataset", "ExperimentalDirectedInterleaveDataset"):
             return self._chosen(op, held)
         if kind == "ZipDataset":
@@ -141,7 +149,8 @@ class Walk:
             return self._flattened(op, data)
         if "atch" in kind and not kind.startswith("Unbatch"):
             return self._dropping(op, _straddling(op, data))
-        if kind.removeprefix("Experimental").split("Dataset")[0] not in _PLAIN:
+        keeps_none = kind == "ScanDataset" and counts_alone(self._graph, op)
+        if not keeps_none and kind.removeprefix("Experimental").split("Dataset")[0] not in _PLAIN:
             return _because(data, f"nothing is known of how often {op.name} ({kind}) brings a row")
         return data
 
@@ -153,20 +162,16 @@ class Walk:
             return data
         return _because(replace(data, dropped=op.name), _FEWER.format(op.name, "part") if self._elements else "")
 
-    def _is_sloppy(self, op: tf.Operation) -> bool:
-        """Whether an op may give first what is ready first."""
-        said = op.get_attr("deterministic") if has_attr(op, "deterministic") else b"default"
-        return said == b"false" or (said == b"default" and self._sloppy)
-
     def _cut(self, op: tf.Operation, data: Stream) -> Stream:
         """A part of the elements."""
-        by_turns = (
-            op.type == "ShardDataset" and self._elements and set(self._elements) & set(ancestors(op.inputs[2].op))
-        )
-        if not by_turns and self._comes_again(op.inputs[0]):  # another part for each element, then
-            return _because(
-                data, f"{op.name} takes a part of rows that come again for each element of another data set"
-            )
+        if self._comes_again(op.inputs[0]):
+            if not self._is_by_turns(op):  # another part for each element, then
+                return _because(
+                    data, f"{op.name} takes a part of rows that come again for each element of another data set"
+                )
+            order = data.reorders or data.cached
+            if order:
+                return _because(data, f"{op.name} takes parts of rows that {order} orders anew for each part")
         if not data.repeats:
             # A cache that is not read to its end is never filled, and the order is another one each time.
             return replace(data, reorders=data.reorders or (data.cached if op.type == "TakeDataset" else ""))
@@ -178,6 +183,15 @@ class Walk:
         if op.type == "SkipDataset" and data.reorders:
             data = replace(data, shifted=f"{op.name} begins inside of a pass of {data.repeats}")
         return data
+
+    def _is_by_turns(self, op: tf.Operation) -> bool:
+        """Within a function: whether each element has a shard of its own, that of its number."""
+        if op.type != "ShardDataset" or set(self._elements or ()) & set(ancestors(op.inputs[1].op)):
+            return False
+        number = op.inputs[2].op
+        while number.type in ("Cast", "Identity"):
+            number = number.inputs[0].op
+        return number in (self._elements or ())
 
     def _comes_again(self, tensor: tf.Tensor) -> bool:
         """Within a function: whether a data set is an element, or one that is not made of the element alone."""
@@ -216,30 +230,62 @@ class Walk:
         behind = [set(ancestors(tensor.op)) for tensor in _inputs(op)]
         apart = set().union(*behind) - set.intersection(*behind) if shared else set()
         shifting = sorted(each.name for each in apart if each.type.startswith(_SHIFTS))
+        if shared and data.reorders:  # it is read once for each
+            shifting = [data.reorders]
         return _because(data, f"{op.name} joins rows of {shared} with others of it ({shifting[0]})" if shifting else "")
+
+    def _grouped(self, op: tf.Operation, data: Stream) -> Stream:
+        mixes = f"{op.name} groups what {data.repeats} has repeated, so that rows wait for those of later passes"
+        data = _because(data, mixes if data.repeats else "")
+        before = len(op.get_attr("Tkey_func_other_arguments"))
+        count = len(op.get_attr("Treduce_func_other_arguments"))
+        inner = self._made_of_one(op, "reduce_func", op.inputs[1 + before : 1 + before + count])
+        data = _because(data, _FEWER.format(inner.dropped, "group") if inner.dropped else inner.twice)
+        return replace(data, reorders=data.reorders or inner.reorders)
+
+    def _kept_in_files(self, op: tf.Operation, data: Stream) -> Stream:
+        """Rows that were written in parts, and are read by a function of the data set of all parts."""
+        kept = op.type == "SnapshotDatasetV2"  # else there is no data set before it
+        late = f"{op.name} gives rows as its files hold them, after {data.repeats} repeated them"
+        data = _because(data, late if data.repeats else "")
+        first = 2 if kept else 1
+        inner = self._made_of_one(op, "reader_func", op.inputs[first : first + len(op.get_attr("Treader_func_args"))])
+        # The first pass comes as it is made, and later ones as the parts are read.
+        order = data.reorders or (op.name if kept else inner.reorders)
+        return replace(_because(data, inner.twice), reorders=order)
+
+    def _made_of_one(self, op: tf.Operation, attr: str, caught: Sequence[tf.Tensor]) -> Stream:
+        """What a function brings that is handed a data set, each row of which is to come once."""
+        made = graph_of(self._graph, op.get_attr(attr).name)
+        if made is None:
+            return Stream(twice=f"nothing is known of {attr} of {op.name}")
+        handed, others = arguments_of(made, len(caught))
+        outside = {**dict.fromkeys(handed, Stream()), **self._caught(others, caught)}
+        inner = Walk(self._graph, outside, sloppy=self._sloppy, anew=True).stream(made.outputs[0])
+        more = sorted(each.name for each in _sources(made.outputs[0]) - set(handed))
+        inner = _because(inner, f"{attr} of {op.name} brings other rows than it is handed ({more[0]})" if more else "")
+        return _because(inner, f"{attr} of {op.name} repeats rows ({inner.repeats})" if inner.repeats else "")
+
+    def _caught(self, arguments: Sequence[tf.Operation], caught: Sequence[tf.Tensor]) -> dict[tf.Operation, Stream]:
+        """The data sets that a function uses of the graph around it."""
+        both = zip(arguments, caught)
+        return {argument: self.stream(tensor) for argument, tensor in both if tensor.dtype == tf.variant}
 
     def _flattened(self, op: tf.Operation, data: Stream) -> Stream:
         """A data set for each element."""
         made = graph_of(self._graph, op.get_attr("f").name)
         if made is None:
-            return data
+            return _because(data, f"nothing is known of the data sets that {op.name} makes of its elements")
         caught = op.inputs[1 : 1 + len(op.get_attr("Targuments"))]
-        arguments = [placeholder.op for placeholder in made.inputs]
-        elements = arguments[: len(arguments) - len(caught)]
-        outside = {
-            argument: self.stream(tensor)
-            for argument, tensor in zip(arguments[len(elements) :], caught)
-            if tensor.dtype == tf.variant
-        }
-        inner = Walk(self._graph, {**dict.fromkeys(elements, Stream()), **outside}, elements, self._sloppy).stream(
-            made.outputs[0]
-        )
+        elements, others = arguments_of(made, len(caught))
+        outside = {**dict.fromkeys(elements, Stream()), **self._caught(others, caught)}
+        inner = Walk(self._graph, outside, elements, self._sloppy, anew=True).stream(made.outputs[0])
         both = replace(Stream.joined([data, inner]), repeats=data.repeats)
         alike = not _depends(made.outputs[0], set(elements))
         if alike and _inputs(op)[0].op.type == "TensorDataset":  # a single element, as for a generator
             return replace(both, repeats=inner.repeats)
         turns = "Interleave" in op.type and number_of(op, 1 + len(caught)) != 1
-        if turns and self._is_sloppy(op):
+        if turns and is_sloppy(op, self._sloppy):
             both = replace(both, reorders=both.reorders or op.name)
         if turns and (data.repeats or inner.repeats or alike):
             source = data.repeats or inner.repeats or op.name
@@ -263,10 +309,14 @@ def _straddling(op: tf.Operation, data: Stream) -> Stream:
     )
 
 
-def _shuffled(op: tf.Operation, data: Stream) -> Stream:
+def _shuffled(op: tf.Operation, data: Stream, anew: bool) -> Stream:
     if data.repeats:
         data = _because(data, f"{op.name} shuffles what {data.repeats} has repeated")
-    if not has_attr(op, "reshuffle_each_iteration") or op.get_attr("reshuffle_each_iteration"):
+    fixed = has_attr(op, "reshuffle_each_iteration") and not op.get_attr("reshuffle_each_iteration")
+    if anew:  # and then it draws seeds anew, if it was given none
+        seeds = number_of(op, 2), number_of(op, 3)
+        fixed = fixed and None not in seeds and seeds != (0, 0)
+    if not fixed:
         data = replace(data, reorders=op.name)
     return replace(data, repeats=data.repeats or op.name) if op.type.startswith("ShuffleAndRepeat") else data
 

@@ -55,6 +55,13 @@ def passes_of(program: Program, batch_size: int | None) -> Passes:
         (handle.name, Walk(handle.graph, sloppy=are_sloppy(each)).stream(each)) for handle, made in own for each in made
     ]
 
+    unseen = [
+        f"{handle.name}: the graph does not show what this iterator reads (a handle that is fed may stand for any): "
+        "read by the iterator itself"
+        for handle, made in own
+        if not made
+    ]
+
     def first(what: str) -> str:
         return next((f"{name}: {getattr(stream, what)}" for name, stream in streams if getattr(stream, what)), "")
 
@@ -64,7 +71,11 @@ def passes_of(program: Program, batch_size: int | None) -> Passes:
     found = [(size.rows_in_all(batch_size), name) for name, size in sizes]
     rows = [(count, name) for count, name in found if count is not None]
     return Passes(
-        first("twice"), first("straddles"), first("shifted"), any(drops) if drops else None, min(rows) if rows else None
+        first("twice") or "".join(unseen[:1]),
+        first("straddles"),
+        first("shifted"),
+        any(drops) if drops else None,
+        min(rows) if rows else None,
     )
 
 

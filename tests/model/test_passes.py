@@ -31,7 +31,7 @@ def program_over(iterator):
 
 
 def of(program):
-    passes = _passes.passes_of(program)
+    passes = _passes.passes_of(program, None)
     return passes.twice, passes.straddles
 
 

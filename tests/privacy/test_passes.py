@@ -91,6 +91,9 @@ def test_both_parties_count_as_many_passes(tmp_path) -> None:
         (lambda: data().shuffle(40).batch(8).take(2), 16),
         (lambda: data().skip(30).batch(8), 10),
         (lambda: data().shard(4, 0).batch(8), 10),
+        (lambda: tf.data.Dataset.from_tensors(X[:8]), 8),
+        (lambda: tf.data.Dataset.from_tensors(X[:16]).unbatch().batch(8), 16),
+        (lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).take(3).unbatch().batch(5).rebatch(8), 24),
         (lambda: tf.data.Dataset.range(9).map(lambda i: tf.gather(X, i)).batch(8), 9),
         (lambda: tf.data.Dataset.zip((tf.data.Dataset.range(9), data())).map(lambda i, x: x).batch(8), 9),
         (lambda: tf.data.Dataset.from_tensor_slices(X.reshape(5, 8, 3)).take(2), 16),
@@ -124,11 +127,22 @@ def test_a_pass_of_fewer_rows_than_are_said_is_refused(pass_of, most: int) -> No
         lambda: data().repeat().batch(8).take(100),
         lambda: tf.data.Dataset.from_tensor_slices(X.reshape(10, 4, 3)).batch(2).map(
             lambda x: tf.reshape(x, [8, 3])).repeat(),
+        lambda: tf.data.Dataset.from_tensors(X).unbatch().batch(8).repeat(),
+        lambda: fixed_shards().batch(8).repeat(),
+        lambda: data().scan(np.int64(0), lambda count, row: (count + 1, row)).batch(8).repeat(),
+        lambda: data().batch(8).repeat().apply(tf.data.experimental.prefetch_to_device("/cpu:0")),
+        lambda: data().batch(8, num_parallel_calls=2, deterministic=True).repeat(),
     ],
-    ids=["made before", "chosen", "unbatched", "unbatched and repeated", "shards", "parts", "steps", "chunks"],
+    ids=["made before", "chosen", "unbatched", "unbatched and repeated", "shards", "parts", "steps", "chunks",
+         "a tensor", "shards in one order", "scanned", "prefetched", "at once"],
 )  # fmt: skip
-def test_batches_that_were_made_before_have_a_figure(batches) -> None:
+def test_data_sets_that_bring_each_row_once_have_a_figure(batches) -> None:
     assert spent(lambda: read(batches())) == pytest.approx(taken(STEPS // 5))
+
+
+def fixed_shards() -> tf.data.Dataset:
+    ordered = data().shuffle(40, seed=3, reshuffle_each_iteration=False)
+    return tf.data.Dataset.range(4).interleave(lambda i: ordered.shard(4, i))
 
 
 def again(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -143,6 +157,26 @@ def careless(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 def numbers(count: int) -> tf.data.Dataset:
     return tf.data.Dataset.range(count)
+
+
+def shards_of(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return numbers(4).interleave(lambda i: dataset.shard(4, i))
+
+
+def beside_itself(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    both = tf.data.Dataset.zip((dataset.map(lambda x: x * 1.0), dataset.map(lambda x: x * 2.0)))
+    return both.map(lambda x, y: x + y)
+
+
+def parsed() -> tf.data.Dataset:
+    read_x = tf.data.experimental.parse_example_dataset({"x": tf.FixedLenFeature([3], tf.float32)}, 4, False)
+    written = tf.data.Dataset.from_tensor_slices([example({"x": row}) for row in X])
+    return again(written.batch(8)).apply(read_x).map(lambda parts: parts["x"])
+
+
+def grouped(dataset: tf.data.Dataset, make) -> tf.data.Dataset:
+    by_sign = tf.data.experimental.group_by_window(lambda x: tf.cast(x[0] > 0, tf.int64), make, 8)
+    return again(dataset.apply(by_sign))
 
 
 @pytest.mark.parametrize(
@@ -160,12 +194,27 @@ def numbers(count: int) -> tf.data.Dataset:
         (lambda: tf.data.Dataset.zip((again(numbers(8)), numbers(10**6))).map(lambda i, j: tf.gather(X, i)).batch(8),
          "ZipDataset joins numbers that RepeatDataset repeats with others"),
         (lambda: again(data().window(15).flat_map(lambda each: each.batch(8, drop_remainder=True))), "leaves out"),
-        (lambda: again(data().batch(30, drop_remainder=True).unbatch().batch(8)), "leaves out rows of each pass"),
+        (lambda: again(data().batch(20, drop_remainder=True).unbatch().batch(8)), "leaves out rows of each pass"),
         (lambda: again(data().apply(tf.data.experimental.group_by_window(
             lambda x: tf.cast(x[0] > 0, tf.int64), lambda key, each: each.batch(8, drop_remainder=True), 8))),
          "leaves out rows of each group"),
         (lambda: again(data().batch(8)).map(lambda x: x * 1.0, 4, deterministic=False), "in which they are ready"),
         (lambda: careless(again(data().batch(8)).map(lambda x: x * 1.0, 4)), "in which they are ready, after"),
+        (lambda: again(data()).batch(8, num_parallel_calls=4, deterministic=False), "ParallelBatch.* in which they"),
+        (lambda: careless(again(data()).batch(8, num_parallel_calls=4)), "ParallelBatch.* in which they are ready"),
+        (lambda: parsed(), "ParseExample.* in which they are ready, after RepeatDataset"),
+        (lambda: again(shards_of(data().shuffle(40)).batch(8)), "rows that ShuffleDataset orders anew for each part"),
+        (lambda: again(shards_of(data().shuffle(40).cache()).batch(8)), "that ShuffleDataset orders anew for each"),
+        (lambda: again(shards_of(data().map(lambda x: x * 1.0, 4, deterministic=False)).batch(8)),
+         "that ParallelMapDatasetV2 orders anew for each part"),
+        (lambda: again(numbers(4).flat_map(lambda i: data().shuffle(40).shard(4, i)).batch(8)), "anew for each part"),
+        (lambda: again(numbers(4).flat_map(
+            lambda i: data().shuffle(40, reshuffle_each_iteration=False).shard(4, i)).batch(8)), "anew for each part"),
+        (lambda: again(numbers(8).flat_map(lambda i: data().shard(4, i % 4)).batch(8)), "come again for each element"),
+        (lambda: again(numbers(4).flat_map(lambda i: data().shard(i + 1, i)).batch(8)), "come again for each element"),
+        (lambda: again(beside_itself(data().shuffle(40)).batch(8)), "joins rows of TensorSliceDataset with others"),
+        (lambda: grouped(data(), lambda key, each: each.repeat(2).batch(8)), "reduce_func of .* repeats rows"),
+        (lambda: grouped(data(), lambda key, each: data().batch(8)), "reduce_func of .* brings other rows than it is"),
     ],
 )  # fmt: skip
 def test_parts_of_what_comes_again_have_no_figure(batches, why: str) -> None:
@@ -179,10 +228,16 @@ def test_parts_of_what_comes_again_have_no_figure(batches, why: str) -> None:
         (lambda: data().map(lambda x: x * 1.0, 4, deterministic=False).repeat().batch(12), {"BATCH_SIZE": 12}),
         (lambda: careless(data().map(lambda x: x * 1.0, 4).repeat().batch(12)), {"BATCH_SIZE": 12}),
         (lambda: data().shuffle(40).cache().take(30).repeat().batch(12), {"BATCH_SIZE": 12, "NUM_EXAMPLES": 30}),
+        (lambda: data().shuffle(40).cache().cache().take(30).repeat().batch(12),
+         {"BATCH_SIZE": 12, "NUM_EXAMPLES": 30}),
+        (lambda: numbers(9).flat_map(lambda i: data().shuffle(40, reshuffle_each_iteration=False)).batch(12),
+         {"BATCH_SIZE": 12}),
+        (lambda: numbers(9).flat_map(lambda i: data().shuffle(40).cache()).batch(12), {"BATCH_SIZE": 12}),
         (lambda: data().shuffle(40).repeat().batch(7), {}),  # where 8 are said, of which no batch lies across a seam
     ],
-    ids=["shuffled", "mapped", "mapped by options", "a cache that is never filled", "smaller batches"],
-)
+    ids=["shuffled", "mapped", "mapped by options", "a cache that is never filled", "two such caches",
+         "orders of a function", "caches of a function", "smaller batches"],
+)  # fmt: skip
 def test_a_batch_across_two_passes_in_other_orders_counts_more(batches, config) -> None:
     twice = spent(lambda: read(batches()), **config)
     once = spent(lambda: read(data().repeat().batch(config.get("BATCH_SIZE", 7))), **config)
@@ -213,6 +268,38 @@ def test_numbers_at_random_choose_a_row_several_times() -> None:
         return read(both.batch(8).repeat())
 
     assert spent(numbered) == pytest.approx(taken(4))
+
+
+def test_a_snapshot_is_read_in_an_order_of_its_own(tmp_path) -> None:
+    def kept(dataset: tf.data.Dataset, name: str, **how) -> tf.data.Dataset:
+        return dataset.snapshot(str(tmp_path / name), **how)
+
+    assert spent(lambda: read(kept(data(), "a").batch(8).repeat())) == pytest.approx(taken(STEPS // 5))
+    seam = {"BATCH_SIZE": 12}
+    across = spent(lambda: read(kept(data(), "b").repeat().batch(12)), **seam)
+    assert across > 1.1 * spent(lambda: read(data().repeat().batch(12)), **seam)
+    no_figure(compiled(lambda: read(kept(data().repeat(9), "c").batch(8)), plain), "gives rows as its files hold them")
+    twice = {"reader_func": lambda files: files.flat_map(lambda each: each.repeat(2))}
+    no_figure(compiled(lambda: read(kept(data(), "d", **twice).batch(8).repeat()), plain), "repeats rows before all")
+
+
+def test_the_data_set_of_a_handle_that_is_fed_is_not_known() -> None:
+    held = {}
+
+    def fed() -> tf.Tensor:
+        batches = data().repeat(5).shuffle(1000).batch(8)
+        held["own"] = tf.data.make_initializable_iterator(batches).string_handle()
+        held["fed"] = tf.placeholder(tf.string, [])
+        kinds = tf.data.get_output_types(batches), tf.data.get_output_shapes(batches)
+        return tf.data.Iterator.from_string_handle(held["fed"], *kinds).get_next()
+
+    class Feeds(tf.train.SessionRunHook):
+        def before_run(self, run_context: tf.train.SessionRunContext) -> tf.train.SessionRunArgs:
+            return tf.train.SessionRunArgs(None, {held["fed"]: run_context.session.run(held["own"])})
+
+    made = compiled(fed, plain)
+    made.add_hooks([Feeds()], mode=efl.MODE.TRAIN)
+    no_figure(made, "IteratorFromStringHandleV2: the graph does not show what this iterator reads .*: read by the iter")
 
 
 def test_a_data_set_of_a_kind_that_nobody_knows_has_no_figure() -> None:
