@@ -193,8 +193,8 @@ def _refuse_tensorflow_1() -> None:
         )
     if not has_int_sizes():
         raise ModelError(
-            "the sizes in a tensor's shape are tf.Dimension objects, as tf.disable_v2_behavior() makes them: an unknown "
-            "one cannot be told from a known one. Write tf.enable_v2_tensorshape() after it"
+            "the sizes in a tensor's shape are tf.Dimension objects, as tf.disable_v2_behavior() makes them: an "
+            "unknown one cannot be told from a known one. Write tf.enable_v2_tensorshape() after it"
         )
 
 
