@@ -72,7 +72,7 @@ def _pass_size(op: tf.Operation) -> PassSize:
     if kind in _BATCHES:
         return _in_batches(op, kind, found)
     if kind == "Unbatch":
-        rows = found.rows if None in (found.elements, found.first) else found.elements * found.first
+        rows = found.rows if found.elements is None or found.first is None else found.elements * found.first
         return replace(found, elements=rows, each=1, rows=rows)
     if kind == "Rebatch":  # of the same rows
         return replace(found, elements=None, each=None, drops=bool(found.drops) or drops_rows(op))
