@@ -59,7 +59,7 @@ def reference_variables(graph: tf.Graph) -> list[str]:
 
 
 def enable_int_sizes() -> None:
-    """Lets ``shape[i]`` be an int or None, after ``tf.disable_v2_behavior()`` too, unless TensorFlow is to be left alone.
+    """Lets ``shape[i]`` be an int or None, after ``tf.disable_v2_behavior()`` too, unless TensorFlow is left alone.
 
     That may be done at any time: what changes is how shapes are read, not the shapes.
     """
