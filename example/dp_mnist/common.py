@@ -29,12 +29,15 @@ def flags(doc: str | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=digits.positive, default=20)
     parser.add_argument("--noise_multiplier", type=float, default=1.3)
     parser.add_argument("--l2_norm_clip", type=float, default=1.0)
-    parser.add_argument("--learning_rate", type=float, default=0.25)
+    parser.add_argument("--learning_rate", type=float, help="default: 0.25; 0.1 with --label_epsilon, without clipping")
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--label_epsilon", type=float, help="randomise training labels, in place of noise on updates")
     parser.add_argument("--backend_mode", choices=["noise", "unnoise"], default="unnoise", help="of two parties")
     parser.add_argument("--checkpoint_dir")
-    return parser.parse_known_args()[0]
+    options = parser.parse_known_args()[0]
+    if options.learning_rate is None:  # what is not clipped diverges at the larger one, in some runs
+        options.learning_rate = 0.25 if options.label_epsilon is None else 0.1
+    return options
 
 
 def load(options: argparse.Namespace, part: str) -> tuple[np.ndarray, np.ndarray]:

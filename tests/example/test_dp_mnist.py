@@ -39,13 +39,13 @@ def test_two_parties(tmp_path):
         assert re.search(r"none: (?=.*labels_train)(?=.*y_test).* were sent raw", table), table
 
 
-LABELS_ALONE = ["--batch_size=64", "--epochs=10", "--learning_rate=0.25", "--label_epsilon=6"]
+LABELS_ALONE = ["--batch_size=64", "--epochs=10", "--label_epsilon=6"]
 
 
 def test_randomised_labels_in_one_process(tmp_path):
     result = run_parties({"": FOLDER / "single.py"}, args=LABELS_ALONE, cwd=tmp_path, timeout=200)["script"]
     assert result.returncode == 0, result.output
-    assert max(_accuracies(result.output)[-3:]) > 0.5, result.output
+    assert max(_accuracies(result.output)[-3:]) > 0.7, result.output
     assert re.search(r"anyone, about the model's labels alone +replace one label +no +6 \*", result.output)
 
 
@@ -54,6 +54,6 @@ def test_randomised_labels_of_one_of_two_parties(tmp_path):
     results = run_parties(scripts, args=LABELS_ALONE, cwd=tmp_path, timeout=200)
     told = f"{results['leader'].output}\n{results['follower'].output}"
     assert all(result.returncode == 0 for result in results.values()), told
-    assert max(_accuracies(results["leader"].output)[-3:]) > 0.5, told
+    assert max(_accuracies(results["leader"].output)[-3:]) > 0.7, told
     table = results["follower"].output
     assert re.search(r"anyone, about the follower's labels alone +replace one label +no +6 \*", table), table
