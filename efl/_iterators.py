@@ -127,6 +127,10 @@ class OwnIterators:
                 anew |= set(iterator.scopes)
         return anew
 
+    def reordered(self, scopes: Collection[TaskScope]) -> set[TaskScope]:
+        """Of some scopes whose iterators were restored, those whose later passes come in another order than before."""
+        return {scope for each in self._iterators.values() if each.unseeded for scope in each.scopes} & set(scopes)
+
     def tell_size(self, prefix: str) -> None:
         """Logs once how much of a checkpoint is iterators (elements in shuffle buffers, mostly)."""
         if self._size_told or not self.saveables or not _log.isEnabledFor(logging.DEBUG):

@@ -15,6 +15,7 @@ from efl._checkpoint import CheckpointStore, Known, mismatches, reason_of
 from efl._gradients import is_private
 from efl._iterators import OwnIterators
 from efl._position import Position
+from efl._program import Program
 from efl._task_scope import MODE, TaskScope
 from efl.communicator import Communicator
 from efl.errors import CheckpointError
@@ -70,6 +71,7 @@ class Keeping:
         self._saved_state: dict[str, Any] = {}  # what was saved beside it, of this party's own stages and readers
         self._own_steps_then = 0  # when that was saved
         self._saved_at = time.monotonic()
+        self._bare: list[str] | None = None  # variables that this program trains without noise
         self.lineage = ""
         self.peer_saved: set[Known] = set()
         self.peer_saves = False
@@ -247,10 +249,10 @@ class Keeping:
         """Variables that were ever trained without the noise of differential privacy; a few names are enough."""
         model = self._model
         if model.steps_trained and self._trains and len(model.unnoised) < _NAMES:
-            for program in model._programs.values():
-                if program.scope.mode is MODE.TRAIN:
-                    bare = [held for optimizer, (held, _) in program.optimizers.items() if not is_private(optimizer)]
-                    model.unnoised.update([v.op.name for held in bare for v in held][:_NAMES])
+            if self._bare is None:  # programs stay what they are
+                trained = [program for program in model._programs.values() if program.scope.mode is MODE.TRAIN]
+                self._bare = [v.op.name for program in trained for v in _without_noise(program)][:_NAMES]
+            model.unnoised.update(self._bare)
         return sorted(model.unnoised)
 
     def save(self) -> None:
@@ -288,3 +290,11 @@ class Keeping:
             self.store.pinned = known
             if self._communicator is not None:
                 self._communicator.exchange.prospects = self.prospects()
+
+
+def _without_noise(program: Program) -> list[tf.Variable]:
+    if not any(map(is_private, program.optimizers)):
+        return [v for held, _ in program.optimizers.values() for v in held]
+    from efl.privacy._moved import without_noise  # only who asks for privacy pays for it
+
+    return without_noise(program)

@@ -438,6 +438,7 @@ class Run:
     def _start_input(self, raw: tf.Session, start: Start, fresh: bool) -> None:
         model, kept = self._model, self.keeping.iterators.kept
         anew: set[TaskScope] = set()
+        reordered: set[TaskScope] = set()
         if fresh:
             _readers.initialize(raw)
             anew = set(model._programs)
@@ -446,7 +447,9 @@ class Run:
                 strict = self._procedure.trains and (self.keeping.goes_on or self._communicator is not None)
                 prefix, resumed = self._store.prefix(start.restore[0]), self.keeping.resumed
                 lost = self.keeping.iterators.restore(raw, prefix, resumed, strict)
-                anew -= {scope for scope in resumed - lost if kept.get(str(scope))}
+                goes_on = {scope for scope in resumed - lost if kept.get(str(scope))}
+                anew -= goes_on
+                reordered = self.keeping.iterators.reordered(goes_on)
         else:
             for program in model._programs.values():
                 if program.exhausted and program.scope.mode is MODE.TRAIN:
@@ -459,7 +462,9 @@ class Run:
                 _log.warning("%s: %s; privacy_spent will give no figure", self._role, why)
             for scope in model._programs:
                 if scope.mode is MODE.TRAIN:
-                    model._noise_holder.input_begins(scope.wire, scope in anew, model.steps_trained)
+                    model._noise_holder.input_begins(
+                        scope.wire, scope in anew, model.steps_trained, reordered=scope in reordered
+                    )
 
     def _read(self, tensors: dict[str, tf.Tensor]) -> dict[str, Any]:
         return self._model.session.raw_session().run(tensors) if tensors else {}

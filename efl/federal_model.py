@@ -364,7 +364,8 @@ class FederalModel(Model):
                         number += 1
                     multiplier = float(getattr(optimizer, "noise_multiplier", None) or 0.0)
                     groups.append((multiplier, bool(terms.get("microbatched"))))
-                groups += [(0.0, False)] if self.unnoised else []  # what its weights have behind them
+                # What its weights have behind them, and what moves some of them beside.
+                groups += [(0.0, False)] if self.unnoised or (number and _moved_by_data(program)) else []
                 noises = number > 0 and self._opt_config.backend_mode == "noise"
                 found[scope.wire] = PromisedNoise(tuple(groups), noises)
         return found
@@ -433,3 +434,9 @@ class FederalModel(Model):
         ops += [tensor for tensor, _ in self._receives.get(scope, {}).values()]
         ops += [tensor for end in self._ends(scope) for tensor in end.gate]
         return ops + list(self._grad_receives.get(scope, {}).values())
+
+
+def _moved_by_data(program: Program) -> bool:
+    from efl.privacy._moved import moved_by_data  # only who asks for privacy pays for it
+
+    return bool(moved_by_data(program))

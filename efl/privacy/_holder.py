@@ -127,7 +127,7 @@ class NoiseHolder:
                         "it seems: give each an iterator of its own",
                     )
 
-    def input_begins(self, scope: str, anew: bool, step: int) -> None:
+    def input_begins(self, scope: str, anew: bool, step: int, reordered: bool = False) -> None:
         """Notes where the input of a training scope stands when a run begins.
 
         How often a row takes part is counted in stretches of steps in which the input was read on and on. Only within
@@ -137,6 +137,8 @@ class NoiseHolder:
           scope: As it travels.
           anew: Whether the input begins with its first row, as one does whose position no checkpoint holds.
           step: Steps that are behind the run.
+          reordered: Whether it goes on, but in another order from the next pass on than it had before: then a step that
+            is taken again may be about other rows.
         """
         from efl.privacy.noise import LABEL
 
@@ -156,7 +158,7 @@ class NoiseHolder:
             stretch = conditions.get("stretch") or (phases[-1].terms["stretch"] if phases else None)
             held = [phase for phase in phases if phase.terms["stretch"] == stretch]
             begun = min((phase.first_step or 0 for phase in held), default=step)
-            if stretch is None or anew or step < begun:
+            if stretch is None or anew or step < begun or (reordered and step > 0):
                 conditions |= {"stretch": secrets.token_hex(4), "inside": not anew}
             elif "stretch" not in conditions:
                 conditions |= {"stretch": stretch, "inside": held[-1].terms.get("inside")}

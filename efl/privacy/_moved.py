@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
@@ -21,6 +22,17 @@ _OWN = frozenset({"Const", "VarHandleOp", "VariableV2", "NoOp", "Print", *_READS
 _ACCOUNTS = "efl_privacy/"  # names of efl's own variables; see _deferred
 _ITERATES = ("IteratorGetNext", "OptionalGetValue", "DatasetToSingleElement")
 _PLACEHOLDERS = frozenset({"Placeholder", "PlaceholderV2"})
+
+
+def without_noise(program: Program) -> list[tf.Variable]:
+    """The variables that a training step changes without noise that efl adds: by an optimizer, or beside it."""
+    bare = [held for optimizer, (held, _) in program.optimizers.items() if multiplier_of(optimizer) == 0.0]
+    return list({v.ref(): v for held in [*bare, moved_by_data(program)] for v in held}.values())
+
+
+def multiplier_of(optimizer: Any) -> float:
+    """Of the noise of an optimizer; 0 where it adds none, or by a query of its own."""
+    return float(getattr(optimizer, "noise_multiplier", None) or 0.0)
 
 
 def moved_by_data(program: Program) -> list[tf.Variable]:

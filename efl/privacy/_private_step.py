@@ -197,33 +197,24 @@ def add_noise(
     values: Sequence[tf.Tensor], clip: float, multiplier: float, gradients: PerExample, terms: Terms
 ) -> list[tf.Tensor]:
     """Adds Gaussian noise of standard deviation ``clip * multiplier`` to tensors that one release holds together."""
-    by_dtype: dict[tf.DType, list[int]] = {}
     beside = Beside(values, terms.group.split("/")[0])
-    for position, value in enumerate(values):
-        by_dtype.setdefault(value.dtype, []).append(position)
-    result: dict[int, tf.Tensor] = {}
-    for number, (dtype, positions) in enumerate(by_dtype.items()):
-        group = terms.group if number == 0 else f"{terms.group}#{number}"
 
-        def noised(step: np.ndarray, rows: np.ndarray, *held: np.ndarray, group: str = group) -> list[np.ndarray]:
-            out = terms.noise.noised(
-                one_vector(held),
-                step=int(step),
-                group=group,
-                clip=clip,
-                noise_multiplier=multiplier,
-                rows=int(rows),
-                beside=beside.digest,
-            )
-            return parts_of(out, held)
+    def noised(step: np.ndarray, rows: np.ndarray, *held: np.ndarray) -> list[np.ndarray]:
+        out = terms.noise.noised(
+            one_vector(held),
+            step=int(step),
+            group=terms.group,
+            clip=clip,
+            noise_multiplier=multiplier,
+            rows=int(rows),
+            beside=beside.digest,
+        )
+        return parts_of(out, held)
 
-        held = [values[p] for p in positions]
-        inputs = [terms.step, gradients.groups.walk.size, *held]
-        with tf.control_dependencies(beside.before):
-            out = tf.numpy_function(noised, inputs, [dtype] * len(held), name="efl_noise")
-        for position, part in zip(positions, out):
-            result[position] = tf.ensure_shape(part, values[position].shape)
-    return [result[position] for position in range(len(values))]
+    inputs = [terms.step, gradients.groups.walk.size, *values]
+    with tf.control_dependencies(beside.before):
+        out = tf.numpy_function(noised, inputs, [value.dtype for value in values], name="efl_noise")
+    return [tf.ensure_shape(part, value.shape) for part, value in zip(out, values)]
 
 
 def released_rows(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy._further import phases_after
-from efl.privacy._moved import moved_by_data
+from efl.privacy._moved import without_noise
 from efl.privacy.accounting import AdversaryTable, Mechanism, Party, Releases, adversary_table, unknown_party
 from efl.privacy.noise import LABEL, Phase, label_epsilon
 from efl.privacy.noise.ledger import Runs
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from efl.model import Model
 
 UPDATE, RETURNED, SENT = "update", "returned gradient", "sent"  # what a release is
-
-
-def _multiplier(optimizer: Any) -> float:
-    return float(getattr(optimizer, "noise_multiplier", None) or 0.0)
 
 
 def privacy_spent(model: Model, delta: float, accountant: str, further_steps: int = 0) -> AdversaryTable:
@@ -247,8 +243,7 @@ def _unprotected(model: Model) -> list[str]:
     names: dict[str, None] = {}
     for scope, program in model._programs.items():
         if scope.mode is MODE.TRAIN:
-            bare = [held for optimizer, (held, _) in program.optimizers.items() if _multiplier(optimizer) == 0.0]
-            names |= dict.fromkeys(v.op.name for held in [*bare, moved_by_data(program)] for v in held)
+            names |= dict.fromkeys(v.op.name for v in without_noise(program))
     return list(names | dict.fromkeys(sorted(model.unnoised)))
 
 

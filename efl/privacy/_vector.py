@@ -8,11 +8,14 @@ import numpy as np
 
 
 def one_vector(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """All numbers of some arrays of one dtype, one array after the other; empty where there are none."""
+    """All numbers of some arrays, one after the other, in the widest of their dtypes; empty where there are none."""
     return np.concatenate([array.reshape(-1) for array in arrays]) if arrays else np.empty(0, np.float32)
 
 
 def parts_of(vector: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The parts of a vector that ``one_vector`` made, in the shapes of what it was made of; none is copied."""
+    """The parts of a vector that ``one_vector`` made, in shape and dtype what it was made of."""
     ends = np.cumsum([array.size for array in arrays])
-    return [vector[end - array.size : end].reshape(array.shape) for end, array in zip(ends, arrays)]
+    return [
+        vector[end - array.size : end].reshape(array.shape).astype(array.dtype, copy=False)
+        for end, array in zip(ends, arrays)
+    ]
