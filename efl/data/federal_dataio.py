@@ -14,12 +14,16 @@ import tensorflow.compat.v1 as tf
 from efl._task_scope import task_scope
 from efl.data._features import Features
 from efl.data._files import Block, find_blocks, shorten
+from efl.data._poisson import SECRET_BYTES
 from efl.data._reader_state import ReaderState, fingerprint
 from efl.data.dataio import DataIO
 from efl.errors import ConfigError, DataError, ProtocolError
 
 _MODES = ("data-join", "local")
 _PART_BYTES = 1 << 18  # of block names in one message
+# What the handshake compares, and shows where parties differ: whether draws are hidden, both have to count alike.
+_SAMPLES_BY_SEED = "poisson, by a seed: give both readers one"
+_SAMPLES_BY_SECRET = "poisson, by a secret: give neither reader a seed"
 
 
 class _Communicator(Protocol):
@@ -56,7 +60,7 @@ class FederalDataIO(DataIO):
         same names, and any difference is an error.
       name: As in ``DataIO``; the same on both sides.
       shuffle: As in ``DataIO``.
-      seed: As in ``DataIO``; the leader's counts.
+      seed: As in ``DataIO``; the leader's counts. With ``sampling="poisson"`` both parties give one, or neither does.
       sampling: As in ``DataIO``. The leader tells the follower the secret of the draws, so that both draw the same
         rows: they are hidden from others, not from the peer.
 
@@ -108,7 +112,7 @@ class FederalDataIO(DataIO):
             "drop_remainder": self._plan.drop_remainder,
             "data_mode": self._data_mode,
             "shuffle": self._plan.shuffle,
-            "sampling": "poisson" if self.samples else None,
+            "sampling": None if not self.samples else _SAMPLES_BY_SECRET if self.hides_batches else _SAMPLES_BY_SEED,
             "worker_num": self._worker[1],
         }
         for setting, value in settings.items():
@@ -188,12 +192,29 @@ class FederalDataIO(DataIO):
         try:
             state = ReaderState(plan["seed"], plan["epoch"], plan["position"], plan["row"], fingerprint(names))
             if self.samples:
-                self.use_secret(bytes.fromhex(plan["secret"]))
+                self._take_secret(bytes.fromhex(plan["secret"]))
         except (KeyError, TypeError, ValueError, DataError) as error:
             raise ProtocolError(f"{self._owner}: the leader's plan is malformed ({error})") from error
         if not names or state.position > len(names) or state.epoch > self._plan.num_epochs:
             raise ProtocolError(f"{self._owner}: the leader's plan starts outside its {len(names)} block(s): {state}")
         return names, state, rows
+
+    def _take_secret(self, secret: bytes) -> None:
+        """Draws by what the leader says.
+
+        Raises:
+          ProtocolError: It is no secret, and this party's account would take the draws for hidden.
+          ValueError: It is too short, or too long.
+        """
+        if len(secret) != SECRET_BYTES:
+            raise ValueError(f"a secret of {len(secret)} bytes, expected {SECRET_BYTES}")
+        if self.hides_batches and not any(secret):
+            raise ProtocolError(
+                f"{self._owner}: expected a secret from the leader, by which Poisson samples are drawn, for there is "
+                "no seed here; what arrived is what a reader with a seed sends, and everybody knows. Give seed to both "
+                "parties' readers, or (where draws are to be hidden) to neither"
+            )
+        self.use_secret(secret)
 
     def _check_rows(self, own: list[int], leaders: list[Any]) -> None:
         for block, here, there in zip(self._blocks, own, leaders, strict=False):

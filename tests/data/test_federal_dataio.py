@@ -219,6 +219,26 @@ def test_a_malformed_plan_is_refused(tmp_path: Path, change: dict[str, Any]) -> 
             follower.initialize_iter(sess)
 
 
+@pytest.mark.parametrize(
+    ("secret", "message"),
+    [
+        ("00" * 32, "expected a secret from the leader, .* Give seed to both parties' readers, or .* to neither"),
+        ("", "the leader's plan is malformed .a secret of 0 bytes, expected 32"),
+        ("11" * 31, "the leader's plan is malformed .a secret of 31 bytes, expected 32"),
+    ],
+)
+def test_a_secret_that_is_none_is_refused(tmp_path: Path, secret: str, message: str) -> None:
+    write_ids(tmp_path, [9])
+    line = Line()
+    with tf.Graph().as_default(), tf.Session() as sess:
+        follower = reader(line, "follower", tmp_path, sampling="poisson")
+        follower.read()
+        plan = {"seed": 0, "epoch": 0, "position": 0, "row": 0, "part": 0, "parts": 1, "blocks": ["part-0.tfrecord"]}
+        line.plans.put(("run/dataio", json.dumps({**plan, "rows": [9], "secret": secret})))
+        with pytest.raises(ProtocolError, match=message):
+            follower.initialize_iter(sess)
+
+
 def test_a_long_list_of_blocks_takes_several_messages() -> None:
     names = [f"bucket-{i:05}/{'é' * 20}.tfrecord" for i in range(10_000)]
     parts = _split(names)

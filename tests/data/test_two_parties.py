@@ -148,8 +148,19 @@ def test_settings_that_differ_end_the_handshake_on_both_sides(tmp_path: Path) ->
         write_blocks(tmp_path / role, BLOCKS)
     for output in failed(run(tmp_path, leader={"batch_size": 8}, follower={"num_epochs": 3, "sampling": "poisson"})):
         assert "train/dataio/batch_size" in output
-        assert "train/dataio/sampling: the leader has None, the follower has 'poisson'" in output
+        assert "train/dataio/sampling: the leader has None, the follower has 'poisson, by a secret: give" in output
         assert "train/dataio/num_epochs" in output
+
+
+@pytest.mark.parametrize("seeded", ["leader", "follower"])
+def test_a_seed_of_samples_at_one_party_only_ends_the_handshake(tmp_path: Path, seeded: str) -> None:
+    for role in ("leader", "follower"):
+        write_blocks(tmp_path / role, BLOCKS)
+    other = "follower" if seeded == "leader" else "leader"
+    for output in failed(run(tmp_path, sampling="poisson", **{seeded: {"seed": 5}})):
+        assert "train/dataio/sampling: the leader has 'poisson, " in output
+        assert f"the {seeded} has 'poisson, by a seed: give both readers one'" in output
+        assert f"the {other} has 'poisson, by a secret: give neither reader a seed'" in output
 
 
 @pytest.mark.parametrize("mode", ["local", "data-join"])
