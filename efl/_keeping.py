@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("efl")
 _DEFAULT_STEPS = 1000
 _NAMES = 5  # of variables that are remembered
+_LEDGER_GONE = "all that was trained in steps whose ledger is gone"  # in their place, in the table of adversaries
 
 
 class Keeping:
@@ -71,6 +72,7 @@ class Keeping:
         self._saved_state: dict[str, Any] = {}  # what was saved beside it, of this party's own stages and readers
         self._own_steps_then = 0  # when that was saved
         self._saved_at = time.monotonic()
+        self._told_of_ledger = False
         self._bare: list[str] | None = None  # variables that this program trains without noise
         self.lineage = ""
         self.peer_saved: set[Known] = set()
@@ -179,6 +181,30 @@ class Keeping:
                 + ". Run the program that made it, or use another checkpoint_dir"
             )
 
+    def check_ledger(self, position: Position) -> None:
+        """Looks whether the open ledger has all that had been released when a checkpoint was saved.
+
+        Where it has not, steps count that nobody can account for. Every checkpoint that is saved from then on says so,
+        and so do those from before: the ledger of now is none that they were saved with, however long it becomes.
+        """
+        assert self.store is not None
+        holder, mark = self._model._noise_holder, self.store.state(position).get("ledger")
+        lack = "" if holder is None or mark is None else holder.lacks(mark)
+        if not lack:
+            return
+        self._model.unnoised.add(_LEDGER_GONE)
+        if not self._told_of_ledger:
+            self._told_of_ledger = True
+            _log.warning(
+                "%s: the ledger of what was released is not the one that the checkpoint of %s in %s was saved with: "
+                "%s. What these steps spent nobody knows, so privacy_spent gives no figure: stop and put the ledger "
+                "back from a copy, or begin in another checkpoint_dir",
+                self._role,
+                position,
+                self.store.folder,
+                lack,
+            )
+
     def restore(self, raw: tf.Session, position: Position) -> None:
         """Gives everything that a checkpoint holds back to a session, but the user's own iterators.
 
@@ -205,6 +231,7 @@ class Keeping:
         state = self.store.state(position)
         model.steps_trained = position.trained
         model.unnoised |= set(state.get("unnoised", ()))
+        self.check_ledger(position)
         model.history[:] = [row for row in model.history if row["step"] <= position.trained]
         for program in model._programs.values():
             program.exhausted = program.scope.wire in state["exhausted"]
@@ -266,6 +293,8 @@ class Keeping:
         state = {**own, "run": self.lineage, "fits": self._fits, "shared_seed": model.shared_seed}
         started = time.monotonic()
         model._settle_noise()
+        # Not of what makes one checkpoint another: where nothing but it differs, nothing was trained.
+        state["ledger"] = None if model._noise_holder is None else model._noise_holder.mark()
         self.store.save(model.session.raw_session(), self._saver, position, state)
         self._saved, self._saved_state, self._saved_at = position, own, time.monotonic()
         self._own_steps_then = model.stage_mgr.own_steps

@@ -209,6 +209,7 @@ class Run:
         newest = None if self._store is None else self._store.newest()
         if newest is not None and self._store is not None:  # the peer is told before it is restored
             self._model.unnoised |= set(self._store.state(newest).get("unnoised", ()))
+            self.keeping.check_ledger(newest)
         for program in self._model._programs.values():
             for reader in _readers.own(program):
                 if reader.samples:

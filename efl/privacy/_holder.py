@@ -60,7 +60,7 @@ class NoiseHolder:
 
         Raises:
           ConfigError: The seed's file is not as secret as it must be.
-          CheckpointError: The ledger is damaged.
+          CheckpointError: The ledger is damaged, or another process has it.
         """
         from efl.privacy.noise import LABEL, Labels, Ledger, Releases, Seed, carry
 
@@ -80,10 +80,15 @@ class NoiseHolder:
                 self._releases, self._labels = Releases(seed, ledger), Labels(seed, ledger, None)
             return False
         ledger = Ledger(folder)
-        seed, is_new = Seed.load_or_create(folder / "noise_seed")
-        begins_anew = is_new and bool(ledger.phases())
-        carry(self.phases(), ledger)  # labels that an earlier fit of this process released under a seed of its own
-        self._releases, self._labels, self._folder = Releases(seed, ledger), Labels(seed, ledger, folder), folder
+        try:
+            seed, is_new = Seed.load_or_create(folder / "noise_seed")
+            begins_anew = is_new and bool(ledger.phases())
+            carry(self.phases(), ledger)  # labels that an earlier fit of this process released under a seed of its own
+            releases, labels = Releases(seed, ledger), Labels(seed, ledger, folder)
+        except BaseException:
+            ledger.close()  # another process may mend it
+            raise
+        self._releases, self._labels, self._folder = releases, labels, folder
         return begins_anew
 
     def close(self) -> None:
@@ -94,6 +99,14 @@ class NoiseHolder:
                 self._labels.close()
             self._phases, self._broken_off = self._releases.ledger.phases(), self.broken_off
             self._releases, self._labels = None, None
+
+    def mark(self) -> dict[str, Any] | None:
+        """See ``efl.privacy.noise.Ledger``; None where none is open on disk."""
+        return None if self._releases is None else self._releases.ledger.mark()
+
+    def lacks(self, mark: Mapping[str, Any]) -> str:
+        """See ``efl.privacy.noise.Ledger``; "" where none is open."""
+        return "" if self._releases is None else self._releases.ledger.lacks(mark)
 
     def phases(self) -> list[Phase]:
         """What was released so far, across restarts; of the last run where none is on."""

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from efl.privacy.noise.labels import LABEL, Labels, Question, carry, label_epsilon
-from efl.privacy.noise.ledger import Ledger, Phase
+from efl.privacy.noise.ledger import Ledger
+from efl.privacy.noise.phase import Phase
 from efl.privacy.noise.releases import Releases
 from efl.privacy.noise.seed import Seed
 from efl.privacy.noise.stream import ROOM, gaussian, grid_of_rows

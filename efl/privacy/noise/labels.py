@@ -28,7 +28,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from efl.errors import ConfigError, DataError
 from efl.privacy.noise import response
-from efl.privacy.noise.ledger import Ledger, Phase
+from efl.privacy.noise.ledger import Ledger
+from efl.privacy.noise.phase import Phase
 from efl.privacy.noise.register import Register
 from efl.privacy.noise.seed import Seed
 

@@ -6,10 +6,14 @@ on disk is certain only in blocks, since waiting for the disk in every step woul
 the next releases is written and synchronised ahead. After a crash of the process nothing is missing, for the operating
 system has the records. After a crash of the machine (another boot id than the reservation's) what was reserved and is
 not there counts as used, under the terms of the last release: too much, never too little.
+
+Records name their terms by a number, so a second process that adds terms would mix them up: one at a time has the
+folder.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,12 +21,14 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from efl.errors import CheckpointError
-from efl.privacy.noise.steps import Steps
+from efl.privacy.noise.claim import Claim
+from efl.privacy.noise.mark import Written, begins_so
+from efl.privacy.noise.phase import Held, Phase, Terms
+from efl.privacy.noise.phase import Runs as Runs
 
 _log = logging.getLogger("efl")
 # checksum | kind, terms | rows | step | digest, stream, number in it
@@ -32,68 +38,11 @@ _RESERVED = 1000  # releases
 _REMEMBERED = 100_000  # digests; a replay of an older one is counted again, which is too much
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-Terms = Mapping[str, Any]
-Runs = tuple[tuple[int, int, int], ...]
 Drawn = tuple[bytes, int]  # which noise a release has: 16 bytes that name a stream, the number of a draw in it
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Releases under the same terms. How they are mixed with others makes no difference to what they tell.
-
-    Attributes:
-      terms: As ``Ledger.enter`` was given them.
-      releases: How many, those included that nobody saw.
-      rows: Rows of the largest batch among them.
-      all_rows: Rows of the batches of all steps together, each step's once; where releases are counted that nobody saw,
-        as many as the largest had.
-      often: How often -> number of steps that released so often, replays not counted.
-      tried: The same with replays: what the peer, whose releases may have differed, has at most released.
-      lost: Releases that nobody saw: the machine went down.
-      first_step: The lowest step; None where only lost releases are known.
-      last_step: The highest.
-      runs: Which steps are in ``often``: (first, last, times), which add up where they overlap.
-      tried_runs: The same of ``tried``.
-    """
-
-    terms: Terms
-    releases: int
-    rows: int
-    all_rows: int = 0
-    often: Mapping[int, int] = field(default_factory=dict)
-    tried: Mapping[int, int] = field(default_factory=dict)
-    lost: int = 0
-    first_step: int | None = None
-    last_step: int | None = None
-    runs: Runs = ()
-    tried_runs: Runs = ()
-
-
-class _Held:
-    """What is counted under one set of terms."""
-
-    def __init__(self) -> None:
-        self.releases = self.rows = self.all_rows = self.lost = 0
-        self.steps, self.tries = Steps(), Steps()
-
-    def phase(self, terms: Terms) -> Phase:
-        return Phase(
-            terms,
-            self.releases,
-            self.rows,
-            self.all_rows + self.lost * self.rows,
-            self.steps.often(),
-            self.tries.often(),
-            self.lost,
-            self.steps.first,
-            self.steps.last,
-            self.steps.runs(),
-            self.tries.runs(),
-        )
-
-
 class Ledger:
-    """The releases of one party. Methods may be called from any thread; one process writes."""
+    """The releases of one party. Methods may be called from any thread; one process has it open."""
 
     def __init__(self, folder: Path | None) -> None:
         """Opens a ledger, or makes one.
@@ -102,22 +51,30 @@ class Ledger:
           folder: Where it lies; None keeps it in memory.
 
         Raises:
-          CheckpointError: It is damaged.
+          CheckpointError: It is damaged, or another process has it open.
         """
         self._folder = folder
         self._lock = threading.Lock()
         self._terms: list[Terms] = []
         self._number_of: dict[str, int] = {}
-        self._phases: dict[int, _Held] = {}  # by number of the terms
+        self._phases: dict[int, Held] = {}  # by number of the terms
         self._begun = self._ended = 0  # conversations with a peer
         self._seen: dict[bytes, Drawn] = {}
         self._recent: dict[str, int] = {}  # group -> number of its last terms, since the reservation
         self._left = 0  # of the reservation
         self._file: int | None = None
+        self._written = Written()
+        self._claim: Claim | None = None
+        self._turn = 0
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._read_terms()
-            self._read_releases()
+            self._claim, self._turn = Claim.of(folder)
+            try:
+                self._read_terms()
+                self._read_releases()
+            except BaseException:
+                self._claim = None
+                raise
 
     @classmethod
     def in_memory(cls) -> Ledger:
@@ -139,9 +96,15 @@ class Ledger:
           counted again.
 
         Raises:
-          CheckpointError: It cannot be written.
+          CheckpointError: It cannot be written, or was opened once more in this process.
         """
         with self._lock:
+            if self._claim is not None and not self._claim.holds(self._turn):
+                raise CheckpointError(
+                    f"the ledger of releases in {self._folder} was opened once more in this process, or this is a fork "
+                    "of the one that opened it: two that write to it would mix up what was released. Let one fit end "
+                    "before another begins"
+                )
             earlier = self._seen.get(digest)
             number = self._number(terms)
             try:
@@ -192,6 +155,36 @@ class Ledger:
         with self._lock:
             return max(0, self._begun - self._ended)
 
+    def mark(self) -> dict[str, Any] | None:
+        """How far it has come, in JSON values, for ``lacks``; None in memory. All of that is on disk then.
+
+        Raises:
+          CheckpointError: It cannot be brought there.
+        """
+        with self._lock:
+            if self._file is None:
+                return None
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the ledger of releases in {self._folder} cannot be written ({error.strerror})"
+                ) from None
+            return {**self._written.mark(), "releases": self._releases()}
+
+    def lacks(self, mark: Mapping[str, Any]) -> str:
+        """What is missing of what stood here when a mark was made, in words; "" where nothing is."""
+        with self._lock:
+            if self._folder is None or begins_so(self._folder / "releases", mark):
+                return ""
+            had, has = int(mark["releases"]), self._releases()
+            found = (
+                f"{had - has} of them or more are missing"
+                if has < had
+                else "other ones: it was cut off or begun anew since"
+            )
+            return f"{self._folder / 'releases'} had {had} releases then, and has {has} now, {found}"
+
     def rest(self) -> None:
         """Gives back what is left of the reservation, and has all that was entered on disk.
 
@@ -211,7 +204,7 @@ class Ledger:
                     self._append(_CLOSED, 0, 0, 0, b"")
                     os.fsync(self._file)
                 os.close(self._file)
-                self._file = None
+                self._file = self._claim = None
 
     # ---- writing
 
@@ -236,10 +229,18 @@ class Ledger:
     def _append(self, kind: int, number: int, rows: int, step: int, digest: bytes, drawn: Drawn = (b"", 0)) -> None:
         assert self._file is not None
         record = _RECORD.pack(0, kind, number, rows, step, digest, *drawn)
-        os.write(self._file, struct.pack("<I", zlib.crc32(record[4:])) + record[4:])
+        record = struct.pack("<I", zlib.crc32(record[4:])) + record[4:]
+        written = os.write(self._file, record)
+        if written < len(record):  # whatever came after half a record could not be read
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._written.add(record)
 
-    def _held(self, number: int) -> _Held:
-        return self._phases.setdefault(number, _Held())
+    def _releases(self) -> int:
+        return sum(held.releases for held in self._phases.values())
+
+    def _held(self, number: int) -> Held:
+        return self._phases.setdefault(number, Held())
 
     def _count(self, number: int, rows: int, step: int) -> None:
         """Counts a release."""
@@ -292,6 +293,7 @@ class Ledger:
             _log.warning("%s: its last record is torn; what it stood for is counted as released", path)
             os.truncate(path, len(data) - torn)
         whole, reserved_in, before = memoryview(data)[: len(data) - torn], b"", self._recent
+        self._written.add(whole)
         for position, (kind, number, rows, step, digest, *drawn) in enumerate(_records(path, whole)):
             if kind == _RESERVATION:
                 self._left, reserved_in, before = rows, digest, self._recent
