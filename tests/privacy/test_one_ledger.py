@@ -269,6 +269,7 @@ def test_a_forked_worker_neither_keeps_it_nor_writes_to_it(tmp_path):
     if child == 0:
         try:
             held.enter({"group": "a"}, 0, 8, b"1" * 16, (bytes(16), 0))
+            os.write(writing, b"entered")
         except EflError as error:
             os.write(writing, str(error).encode())
         os.close(go)
