@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("efl")
 _DEFAULT_STEPS = 1000
 _NAMES = 5  # of variables that are remembered
-_LEDGER_GONE = "all that was trained in steps whose ledger is gone"  # in their place, in the table of adversaries
+LEDGER_GONE = "all that was trained in steps whose ledger is gone"  # in their place, in the table of adversaries
 
 
 class Keeping:
@@ -192,7 +192,7 @@ class Keeping:
         lack = "" if holder is None or mark is None else holder.lacks(mark)
         if not lack:
             return
-        self._model.unnoised.add(_LEDGER_GONE)
+        self._model.unnoised.add(LEDGER_GONE)
         if not self._told_of_ledger:
             self._told_of_ledger = True
             _log.warning(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from efl._keeping import LEDGER_GONE
 from efl._task_scope import MODE
 from efl.errors import ModelError
 from efl.privacy._further import phases_after
@@ -29,6 +30,11 @@ def privacy_spent(model: Model, delta: float, accountant: str, further_steps: in
     phases = [phase for phase in entered if phase.terms.get("kind") != LABEL]
     if further_steps:
         phases = phases_after(model, phases, further_steps)
+    if not phases and LEDGER_GONE in model.unnoised:
+        raise ModelError(
+            "privacy_spent: the ledger of what this model released is gone, so nobody knows what was spent: put it "
+            "back from a copy into the checkpoint_dir (the log names the file)"
+        )
     if not phases and labels is None:
         raise ModelError(
             "privacy_spent: nothing was released with noise yet: train with a private optimizer "

@@ -96,6 +96,13 @@ def test_a_ledger_that_is_lost_leaves_no_figure_for_ever(tmp_path, caplog, what)
     assert str(privacy(tmp_path) / "releases") in caplog.text and "put the ledger back from a copy" in caplog.text
 
 
+def test_where_nothing_is_released_afterwards_it_is_said_that_the_ledger_is_gone(tmp_path):
+    fit(tmp_path, 5)
+    (privacy(tmp_path) / "releases").unlink()
+    with pytest.raises(EflError, match="privacy_spent: the ledger of what this model released is gone"):
+        fit(tmp_path, 5).privacy_spent(DELTA)  # it had ended
+
+
 def test_it_is_noticed_also_when_the_new_one_has_grown_longer(tmp_path, caplog):
     fit(tmp_path, 5)
     shutil.rmtree(privacy(tmp_path))
