@@ -21,6 +21,7 @@ from efl.privacy.per_example.layouts.layout import (
     Shared,
     Sizes,
 )
+from efl.privacy.per_example.layouts.static import value_of
 from efl.privacy.per_example.layouts.walk import Walk, rule
 
 # Of a batch of sparse rows the shape says how long the longest of them is.
@@ -119,10 +120,38 @@ def _to_dense(op: tf.Operation, ins: list[Layout], walk: Walk) -> Layout:
         return Mixed(op, "a sparse tensor of unknown origin")
     if not isinstance(values, Shared) and not (isinstance(values, Ragged) and values.part is indices.part):
         return Mixed(op, "it places values of other examples")
-    if op.outputs[0].shape.rank is None or None in op.outputs[0].shape.as_list()[1:]:
+    padded = op.outputs[0].shape.rank is None or None in op.outputs[0].shape.as_list()[1:]
+    if padded and not _is_summed(op, walk):
         return Mixed(op, "it pads rows to the length of the longest; give it a fixed one (default_value, shape)")
     walk.expect_rows(op.outputs[0], f"what {op.name!r} makes")
     return EXAMPLES
+
+
+def _is_summed(op: tf.Operation, walk: Walk) -> bool:
+    """Whether nothing is read of padded rows but how often each id is in them, as an indicator column does.
+
+    -1, with which they are padded, is no id: of how far they are padded a sum over the axis shows nothing.
+    """
+    ids, padding = op.outputs[0], value_of(op.inputs[3])
+    if padding is None or padding >= 0 or ids.shape.rank != 2:
+        return False
+    readers = walk.readers(ids)
+    return bool(readers) and all(_counts_ids(reader, ids, walk) for reader in readers)
+
+
+def _counts_ids(op: tf.Operation, ids: tf.Tensor, walk: Walk) -> bool:
+    if op.type != "OneHot" or op.inputs[0] is not ids or op.get_attr("axis") not in (-1, 2):
+        return False
+    on, off = tf.get_static_value(op.inputs[2]), tf.get_static_value(op.inputs[3])
+    if on != 1 or off != 0 or op.outputs[0].dtype.size < 4:  # fewer digits might round by how many are added
+        return False
+    sums = walk.readers(op.outputs[0])
+    return bool(sums) and all(_is_over_ids(reader, op.outputs[0]) for reader in sums)
+
+
+def _is_over_ids(op: tf.Operation, one_hot: tf.Tensor) -> bool:
+    axes = value_of(op.inputs[1]) if op.type == "Sum" and op.inputs[0] is one_hot else None
+    return axes is not None and {int(axis) % 3 for axis in axes.reshape(-1)} == {1}
 
 
 @rule("SparseTensorDenseMatMul")

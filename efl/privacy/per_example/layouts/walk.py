@@ -169,6 +169,11 @@ class Walk:
         """Whether a target depends on the op."""
         return op in self._members
 
+    def readers(self, tensor: tf.Tensor) -> list[tf.Operation]:
+        """The ops by which a target depends on a tensor; none where it is a target itself."""
+        is_target = any(tensor is target for target in self._targets)
+        return [] if is_target else [op for op in tensor.consumers() if op in self._members]
+
     def expect(self, holds: tf.Tensor, text: str, *numbers: tf.Tensor) -> None:
         """Adds an expectation."""
         self.expectations.append(Expectation(holds, text, numbers))
@@ -232,7 +237,7 @@ class Walk:
         if op.type in VARIABLES:
             return [of_variable(op, op in self._trained)] * len(op.outputs)
         ins = [self.layout(t) for t in op.inputs]
-        only = of_sizes(op, ins)
+        only = of_sizes(op, ins, self)
         if only is not None:
             return [only] * len(op.outputs)
         if all(isinstance(layout, Shared) for layout in ins) and op.type not in CONDITIONALS:
